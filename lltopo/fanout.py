@@ -1,0 +1,146 @@
+"""Bounded Ray tasks with retries, and the Ray session they run in.
+
+Knows nothing of what the tasks do: a call is a key and arguments, an outcome the key and the
+value or the reason why there is none.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import ray
+
+from lltopo.errors import TransientError
+
+_POLL_SECONDS = 0.2
+
+
+class Call(NamedTuple):
+    """One task: a key that names it, and its arguments (values or :func:`shared` ones)."""
+
+    key: Any
+    arguments: tuple[Any, ...]
+
+
+class Outcome(NamedTuple):
+    """What became of a call; ``error`` is None where it succeeded."""
+
+    key: Any
+    value: Any
+    error: str | None
+
+
+@contextmanager
+def ray_session(local_cpus: int | None, object_store_mb: int) -> Iterator[None]:
+    """Ray, for as long as the block lasts.
+
+    Uses a session that is there already, else attaches to the cluster that ``RAY_ADDRESS`` names
+    (as in a Ray job), else starts Ray on this machine with its dashboard on 127.0.0.1 and token
+    authentication, and clears its files away afterwards.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
+    # how soon Train notices a lost worker
+    quiet["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
+    for name, value in quiet.items():
+        os.environ.setdefault(name, value)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # workers find what the driver finds, whatever their own working folder
+    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
+    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+    if os.environ.get("RAY_ADDRESS"):
+        ray.init(**common)
+        try:
+            yield
+        finally:
+            ray.shutdown()
+        return
+    os.environ.setdefault("RAY_AUTH_MODE", "token")
+    folder = tempfile.mkdtemp(prefix="lltopo-")
+    try:
+        ray.init(
+            num_cpus=local_cpus,
+            object_store_memory=object_store_mb * 2**20,
+            dashboard_host="127.0.0.1",
+            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            _temp_dir=folder,
+            **common,
+        )
+        yield
+    finally:
+        ray.shutdown()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def cluster_total(resource: str) -> float:
+    """How much of ``CPU`` or ``GPU`` the whole cluster has."""
+    return float(ray.cluster_resources().get(resource, 0.0))
+
+
+def shared(value: Any) -> Any:
+    """A value put once into the object store, for any number of calls to use read-only."""
+    return ray.put(value)
+
+
+def fan_out(
+    function: Callable[..., Any], batches: Iterator[Sequence[Call]], in_flight: int
+) -> Iterator[Outcome]:
+    """Outcomes of ``function(*arguments)`` for each call, in the order in which they end.
+
+    Parameters
+    ----------
+    function
+        A plain function that a worker can import.
+    batches
+        Gives, each time it is asked, the calls that have become ready (perhaps none yet), and
+        ends when no more will come.
+    in_flight
+        The most calls submitted and not yet ended.
+
+    Notes
+    -----
+    A lost worker or a :class:`TransientError` is tried again three times; any other error ends
+    that call alone.
+    """
+    task = ray.remote(num_cpus=1, max_retries=3, retry_exceptions=[TransientError])(function)
+    running: dict[Any, Any] = {}
+    waiting: list[Call] = []
+    more = True
+    try:
+        while more or waiting or running:
+            if more and len(waiting) + len(running) < in_flight:
+                arrived = next(batches, None)
+                more = arrived is not None
+                waiting += arrived or ()
+            while waiting and len(running) < in_flight:
+                call = waiting.pop(0)
+                running[task.remote(*call.arguments)] = call.key
+            yield from _ended(running)
+    finally:
+        for reference in running:
+            ray.cancel(reference, force=True)
+
+
+def _ended(running: dict[Any, Any]) -> Iterator[Outcome]:
+    if not running:
+        # nothing to wait for but the next batch
+        time.sleep(_POLL_SECONDS)
+        return
+    done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
+    for reference in done:
+        key = running.pop(reference)
+        try:
+            yield Outcome(key, ray.get(reference), None)
+        except ray.exceptions.RayTaskError as error:
+            yield Outcome(key, None, f"{type(error.cause).__name__}: {error.cause}")
+        except ray.exceptions.RayError as error:
+            yield Outcome(key, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")

@@ -1,0 +1,279 @@
+"""The training loop, in plain torch: with Ray Train around it or without.
+
+Whatever is random is drawn from (seed, epoch) alone, so that a run that was interrupted goes on
+to the same bits. After each epoch the losses of all samples are recorded and then a checkpoint
+is written; a worker killed in between repeats that one epoch and writes the same files again.
+"""
+
+from __future__ import annotations
+
+import io
+import pickle
+import time
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lltopo.data import DataSet, Samples
+from lltopo.errors import InputError
+from lltopo.evaluation import batch_losses, evaluating
+from lltopo.models import build_model
+from lltopo.recorder import LossRecorder
+from lltopo.storage import Place, exists, read_bytes, write_bytes
+from lltopo.study import SPLITS, Run, Study, Training, run_digest
+from lltopo.tables import LossTable
+
+_SHUFFLE, _AUGMENT, _DROPOUT = range(3)
+
+
+class Worker(NamedTuple):
+    """One process of a run: its rank, how many there are, and its device."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+
+class Resident(NamedTuple):
+    """One split on the training device, as stored (uint8 images stay uint8)."""
+
+    x: Tensor
+    y: Tensor
+
+
+class _State(NamedTuple):
+    """A network in training."""
+
+    model: nn.Module
+    optimizer: torch.optim.SGD
+    mean: Tensor
+    std: Tensor
+
+
+def checkpoint_file(out: Place, run: str, epoch: int | None) -> Place:
+    """The checkpoint of an epoch that the study names, or the last one (None)."""
+    name = "last.pt" if epoch is None else f"epoch={epoch:05d}.pt"
+    return out / f"checkpoints/run={run}/{name}"
+
+
+def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker) -> None:
+    """Train one run to its last epoch, from its last checkpoint if there is one.
+
+    Writes, after every epoch and before the first, the loss tables of both splits, the metrics,
+    and a checkpoint. With several workers the caller has set up ``torch.distributed``; then all
+    of them call this, and rank 0 writes.
+    """
+    run = study.runs[name]
+    training = run.training
+    _set_up_torch(training)
+    state = _initial_state(run, data, worker)
+    splits = {split: _resident(data.split(split), worker) for split in SPLITS}
+    recorder = LossRecorder(out, name)
+    digest = run_digest(study, name)
+    done = _restored_epoch(state, checkpoint_file(out, name, None), digest)
+    for epoch in range(0 if done is None else done + 1, training.epochs + 1):
+        start = time.perf_counter()
+        if epoch > 0:
+            train_epoch(state, splits["train"], training, epoch, worker)
+        tables = {s: recorded_losses(state, splits[s], training, worker) for s in SPLITS}
+        if worker.rank == 0:
+            for split, table in tables.items():
+                ids = np.arange(len(table.loss))
+                recorder.update(
+                    table.loss, ids, split, epoch, labels=table.label, predictions=table.prediction
+                )
+            rate = training.learning_rate(epoch) if epoch > 0 else None
+            seconds = time.perf_counter() - start
+            recorder.close_epoch(epoch, learning_rate=rate, seconds=seconds)
+            _write_checkpoints(state, epoch, digest, training, out, name)
+
+
+def train_epoch(
+    state: _State, split: Resident, training: Training, epoch: int, worker: Worker
+) -> None:
+    """One pass over the training set in batches of the global ``batch_size``."""
+    for group in state.optimizer.param_groups:
+        group["lr"] = training.learning_rate(epoch)
+    torch.manual_seed(_derived_seed(training.seed, epoch, _DROPOUT) + worker.rank)
+    generator = torch.Generator().manual_seed(_derived_seed(training.seed, epoch, _SHUFFLE))
+    order = torch.randperm(len(split.y), generator=generator)
+    augment = torch.Generator().manual_seed(_derived_seed(training.seed, epoch, _AUGMENT))
+    state.model.train()
+    for batch in _batches(order, training.batch_size, 2 * worker.size):
+        x, y = split.x[batch.to(worker.device)], split.y[batch.to(worker.device)]
+        if training.augment == "crop_flip":
+            # drawn for the whole batch, so that it does not depend on the number of workers
+            x = cropped_and_flipped(x, augment)
+        mine = slice(worker.rank, None, worker.size)
+        x = _network_input(x[mine], state, training)
+        with torch.autocast(
+            worker.device.type, torch.bfloat16, enabled=training.precision == "bf16"
+        ):
+            total = F.cross_entropy(state.model(x), y[mine], reduction="sum")
+        # DDP averages over workers; this makes it the mean over the global batch
+        loss = total * (worker.size / len(batch))
+        state.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        state.optimizer.step()
+
+
+def recorded_losses(
+    state: _State, split: Resident, training: Training, worker: Worker
+) -> LossTable:
+    """The loss of every sample in sample order, the same bits for any number of workers.
+
+    Whole batches of ``eval_batch_size`` are dealt to the workers in runs, at rank 0's buffers.
+    """
+    model = state.model
+    if isinstance(model, nn.parallel.DistributedDataParallel):
+        model = model.module
+        for buffer in model.buffers():
+            dist.broadcast(buffer, src=0)
+    starts = list(range(0, len(split.y), training.eval_batch_size))
+    mine = np.array_split(np.asarray(starts), worker.size)[worker.rank]
+    pieces = []
+    with evaluating(model):
+        for start in mine:
+            rows = slice(int(start), int(start) + training.eval_batch_size)
+            x = _network_input(split.x[rows], state, training)
+            pieces.append(batch_losses(model, x, split.y[rows]))
+    losses = [loss.numpy() for loss, _ in pieces]
+    predictions = [predicted.numpy() for _, predicted in pieces]
+    if worker.size > 1:
+        gathered: list[Any] = [None] * worker.size
+        dist.all_gather_object(gathered, (losses, predictions))
+        losses = [piece for theirs, _ in gathered for piece in theirs]
+        predictions = [piece for _, theirs in gathered for piece in theirs]
+    label = split.y.to(torch.int16).cpu().numpy()
+    return LossTable(np.concatenate(losses), label, np.concatenate(predictions))
+
+
+def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
+    """Each image shifted by up to 4 pixels (zeros come in) and mirrored with probability 1/2."""
+    n, _, height, width = x.shape
+    draws = torch.randint(0, 9, (2, n), generator=generator)
+    flip = torch.randint(0, 2, (n,), generator=generator).bool()
+    top, left = draws.to(x.device)
+    rows = top[:, None] + torch.arange(height, device=x.device)
+    columns = left[:, None] + torch.arange(width, device=x.device)
+    columns = torch.where(flip.to(x.device)[:, None], columns.flip(1), columns)
+    padded = F.pad(x, (4, 4, 4, 4))
+    samples = torch.arange(n, device=x.device)[:, None, None]
+    # the channel axis, sliced between index arrays, comes last
+    return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
+
+
+def _set_up_torch(training: Training) -> None:
+    # threads and algorithms decide the last bits of a sum, so they belong to the study
+    torch.set_num_threads(training.threads)
+    torch.use_deterministic_algorithms(training.deterministic)
+    torch.backends.cudnn.benchmark = not training.deterministic
+
+
+def _initial_state(run: Run, data: DataSet, worker: Worker) -> _State:
+    training = run.training
+    if training.augment != "none" and data.train.x.ndim != 4:
+        raise InputError(
+            f"training.augment: {training.augment} needs images, got samples of shape "
+            f"{data.input_shape}. Use none."
+        )
+    model = build_model(run.model, data.input_shape, data.n_classes, training.seed)
+    layout = torch.channels_last if training.channels_last else torch.contiguous_format
+    model = model.to(worker.device, memory_format=layout)  # type: ignore[call-overload]
+    optimizer = torch.optim.SGD(
+        model.parameters(),
+        lr=training.lr,
+        momentum=training.momentum,
+        nesterov=training.nesterov,
+        weight_decay=training.weight_decay,
+    )
+    if worker.size > 1:
+        model = nn.parallel.DistributedDataParallel(model)
+    shape = (1, -1, *[1] * (len(data.input_shape) - 1))
+    mean, std = (
+        torch.from_numpy(values).reshape(shape).to(worker.device)
+        for values in (data.mean, data.std)
+    )
+    return _State(model, optimizer, mean, std)
+
+
+def _resident(samples: Samples, worker: Worker) -> Resident:
+    return Resident(
+        torch.from_numpy(samples.x).to(worker.device), torch.from_numpy(samples.y).to(worker.device)
+    )
+
+
+def _network_input(x: Tensor, state: _State, training: Training) -> Tensor:
+    x = (x.float() - state.mean) / state.std
+    if training.channels_last and x.ndim == 4:
+        return x.contiguous(memory_format=torch.channels_last)
+    return x.contiguous()
+
+
+def _batches(order: Tensor, batch_size: int, fewest: int) -> Iterator[Tensor]:
+    """Runs of ``batch_size``; a last one of fewer than ``fewest`` joins the one before, for
+    batch normalisation needs two samples on each worker."""
+    n = len(order)
+    start = 0
+    while start < n:
+        end = start + batch_size
+        if n - end < fewest:
+            end = n
+        yield order[start:end]
+        start = end
+
+
+def _derived_seed(seed: int, epoch: int, purpose: int) -> int:
+    return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1)[0])
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
+
+
+def _write_checkpoints(
+    state: _State, epoch: int, digest: str, training: Training, out: Place, name: str
+) -> None:
+    buffer = io.BytesIO()
+    content = {
+        "model": _bare(state.model).state_dict(),
+        "optimizer": state.optimizer.state_dict(),
+        "epoch": epoch,
+        "study": digest,
+    }
+    torch.save(content, buffer)
+    if epoch in training.keep_checkpoints:
+        write_bytes(checkpoint_file(out, name, epoch), buffer.getvalue())
+    write_bytes(checkpoint_file(out, name, None), buffer.getvalue())
+
+
+def read_checkpoint(source: Place) -> dict[str, Any] | None:
+    """A checkpoint's content on the CPU; None where it is absent or damaged."""
+    if not exists(source):
+        return None
+    try:
+        content: dict[str, Any] = torch.load(
+            io.BytesIO(read_bytes(source)), map_location="cpu", weights_only=True
+        )
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
+        return None
+    return content
+
+
+def _restored_epoch(state: _State, source: Place, digest: str) -> int | None:
+    content = read_checkpoint(source)
+    if content is None:
+        return None
+    if content["study"] != digest:
+        raise InputError(
+            f"{source}: belongs to another study: its settings are not these. "
+            "Choose another --out."
+        )
+    _bare(state.model).load_state_dict(content["model"])
+    state.optimizer.load_state_dict(content["optimizer"])
+    return int(content["epoch"])

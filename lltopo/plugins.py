@@ -1,0 +1,35 @@
+"""Functions that a study names as ``module:function``."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any
+
+from lltopo.errors import InputError
+
+
+def imported_function(name: str, key: str) -> Callable[..., Any]:
+    """The function that ``module:function`` names; modules in the working folder are found.
+
+    Raises
+    ------
+    InputError
+        Where there is no such module or function; names the study's ``key``.
+    """
+    module, colon, attribute = name.partition(":")
+    if not colon or not module or not attribute:
+        raise InputError(f"{key}: {name!r} is malformed: expected module:function.")
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
+    try:
+        function = getattr(import_module(module), attribute)
+    except (ImportError, AttributeError) as error:
+        raise InputError(
+            f"{key}: {name!r} cannot be imported: {error}. Put its module into the working folder."
+        ) from error
+    if not callable(function):
+        raise InputError(f"{key}: {name!r} is no function: got {type(function).__name__}.")
+    return function  # type: ignore[no-any-return]

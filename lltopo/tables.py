@@ -1,0 +1,265 @@
+"""Every Parquet schema of lltopo and every path below ``--out``.
+
+The folders are Hive partitions, so that pandas, polars, DuckDB and pyarrow read run, split,
+tree and epoch as columns. One row a sample in a loss table, one row a pair in a diagram.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+from collections.abc import Iterable, Mapping
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from lltopo.errors import InputError
+from lltopo.storage import Place, exists, files_below, read_bytes, write_bytes
+
+Tree = Literal["join", "split"]
+TREES: tuple[Tree, Tree] = ("join", "split")
+
+LOSSES = pa.schema(
+    [
+        pa.field("sample", pa.int32(), nullable=False),
+        pa.field("loss", pa.float32(), nullable=False),
+        pa.field("label", pa.int16()),
+        pa.field("prediction", pa.int16()),
+    ]
+)
+METRICS_PART = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("loss", pa.float64(), nullable=False),
+        pa.field("accuracy", pa.float64()),
+        pa.field("learning_rate", pa.float64()),
+        pa.field("seconds", pa.float64()),
+    ]
+)
+METRICS = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        METRICS_PART.field("split"),
+        pa.field("epoch", pa.int32(), nullable=False),
+        *[METRICS_PART.field(i) for i in range(1, 5)],
+    ]
+)
+DIAGRAM = pa.schema(
+    [
+        pa.field("birth", pa.float64(), nullable=False),
+        pa.field("death", pa.float64(), nullable=False),
+        pa.field("birth_sample", pa.int32(), nullable=False),
+        pa.field("death_sample", pa.int32(), nullable=False),
+        pa.field("essential", pa.bool_(), nullable=False),
+    ]
+)
+SERIES = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("tree", pa.string(), nullable=False),
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("reference_epoch", pa.int32()),
+        pa.field("order", pa.float64(), nullable=False),
+        pa.field("degree", pa.float64(), nullable=False),
+        pa.field("essential", pa.string(), nullable=False),
+        pa.field("n_pairs", pa.int64()),
+        pa.field("total_persistence", pa.float64()),
+        pa.field("max_persistence", pa.float64()),
+        pa.field("wasserstein", pa.float64()),
+        pa.field("n_nonfinite", pa.int64(), nullable=False),
+        pa.field("status", pa.string(), nullable=False),
+        pa.field("reason", pa.string()),
+    ]
+)
+CORRELATIONS = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("tree", pa.string(), nullable=False),
+        pa.field("measure", pa.string(), nullable=False),
+        pa.field("target", pa.string(), nullable=False),
+        pa.field("differenced", pa.bool_(), nullable=False),
+        pa.field("pearson", pa.float64()),
+        pa.field("spearman", pa.float64()),
+        pa.field("n", pa.int64(), nullable=False),
+    ]
+)
+CONTOURS = pa.schema(
+    [
+        pa.field("run", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("epoch", pa.int32(), nullable=False),
+        pa.field("n_maxima", pa.int64(), nullable=False),
+        pa.field("n_minima", pa.int64(), nullable=False),
+        pa.field("n_merges", pa.int64(), nullable=False),
+        pa.field("n_arcs", pa.int64(), nullable=False),
+    ]
+)
+
+
+class Field(NamedTuple):
+    """Which field: the losses of one split's samples after one epoch of one run."""
+
+    run: str
+    split: str
+    epoch: int
+
+
+class LossTable(NamedTuple):
+    """Per-sample losses in sample order; labels and predictions are -1 where unknown."""
+
+    loss: NDArray[np.float32]
+    label: NDArray[np.int16] | None
+    prediction: NDArray[np.int16] | None
+
+
+def losses_file(losses: Place, field: Field) -> Place:
+    """A field's loss table in a ``losses`` folder."""
+    return losses / f"run={field.run}/split={field.split}/epoch={field.epoch:05d}/part-0.parquet"
+
+
+def metrics_file(out: Place, run: str, epoch: int) -> Place:
+    """The metrics of both splits after one epoch."""
+    return out / f"metrics/run={run}/epoch={epoch:05d}/part-0.parquet"
+
+
+def diagram_file(out: Place, field: Field, tree: Tree) -> Place:
+    """A field's persistence diagram of one tree."""
+    epoch = f"epoch={field.epoch:05d}"
+    return out / f"diagrams/run={field.run}/split={field.split}/tree={tree}/{epoch}/part-0.parquet"
+
+
+def fields_in(losses: Place) -> list[Field]:
+    """The fields whose loss tables lie in a ``losses`` folder, sorted."""
+    found = []
+    for name in files_below(losses):
+        keys = dict(part.partition("=")[::2] for part in name.split("/")[:-1])
+        if name.endswith("/part-0.parquet") and keys.keys() == {"run", "split", "epoch"}:
+            found.append(Field(keys["run"], keys["split"], int(keys["epoch"])))
+    return sorted(found)
+
+
+def write_losses(losses: Place, field: Field, table: LossTable) -> None:
+    """Write one field's loss table, with the digest of its content in the metadata."""
+    n = len(table.loss)
+    columns = {
+        "sample": pa.array(np.arange(n, dtype=np.int32)),
+        "loss": pa.array(np.ascontiguousarray(table.loss, dtype=np.float32)),
+        "label": _nullable(table.label, n),
+        "prediction": _nullable(table.prediction, n),
+    }
+    content = pa.table(columns, schema=LOSSES)
+    encodings = {"sample": "DELTA_BINARY_PACKED", "loss": "BYTE_STREAM_SPLIT"}
+    _write(
+        losses_file(losses, field),
+        content.replace_schema_metadata({"content": losses_digest(table.loss)}),
+        column_encoding=encodings,
+        use_dictionary=["label", "prediction"],
+    )
+
+
+def read_losses(losses: Place, field: Field) -> LossTable:
+    """One field's loss table.
+
+    Raises
+    ------
+    InputError
+        Where the file is damaged, lacks a column or its samples are not 0, 1, 2, ...
+    """
+    source = losses_file(losses, field)
+    table = read_table(source)
+    for name in ("sample", "loss"):
+        if name not in table.column_names:
+            raise InputError(
+                f"{source}: {name}: no such column: expected {LOSSES.names}, "
+                f"got {table.column_names}. Write it with LossRecorder."
+            )
+    sample = table["sample"].to_numpy()
+    if not np.array_equal(sample, np.arange(len(sample))):
+        raise InputError(
+            f"{source}: sample: is not in sample order: expected 0, 1, 2, ... once each. "
+            "Sort the table by sample."
+        )
+    loss = np.ascontiguousarray(table["loss"].to_numpy(), dtype=np.float32)
+    return LossTable(loss, _plain(table, "label"), _plain(table, "prediction"))
+
+
+def losses_digest(loss: NDArray[np.float32]) -> str:
+    """SHA-256 of the losses' bytes."""
+    return hashlib.sha256(np.ascontiguousarray(loss, dtype="<f4").tobytes()).hexdigest()
+
+
+def recorded_digest(losses: Place, field: Field) -> str | None:
+    """The digest of a complete loss table, from its metadata where it is there; None for a
+    table that is absent or damaged."""
+    metadata = footer(losses_file(losses, field))
+    if metadata is None:
+        return None
+    return metadata.get("content") or losses_digest(read_losses(losses, field).loss)
+
+
+def read_table(source: Place, schema: pa.Schema | None = None) -> pa.Table:
+    """A whole Parquet file; InputError where it is absent or damaged."""
+    try:
+        table = pq.read_table(
+            pa.BufferReader(read_bytes(source)), page_checksum_verification=True, schema=schema
+        )
+    except FileNotFoundError as error:
+        raise InputError(f"{source}: is missing. Run the study again.") from error
+    except (pa.ArrowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"{source}: is damaged: {reason}. Delete it and run the study again."
+        ) from error
+    return table
+
+
+def write_table(target: Place, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
+    """Write rows as one Parquet file."""
+    _write(target, pa.Table.from_pylist(list(rows), schema=schema))
+
+
+def write_columns(target: Place, table: pa.Table, metadata: Mapping[str, str]) -> None:
+    """Write a table as one Parquet file, with metadata of ours."""
+    _write(target, table.replace_schema_metadata(dict(metadata)))
+
+
+def footer(source: Place) -> dict[str, str] | None:
+    """The metadata of a complete Parquet file; None where it is absent or cut short."""
+    if not exists(source):
+        return None
+    try:
+        with source.filesystem.open_input_file(source.path) as file:
+            metadata = pq.read_schema(file).metadata or {}
+    except (pa.ArrowException, OSError):
+        return None
+    return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+
+
+def _write(target: Place, table: pa.Table, **encoding: Any) -> None:
+    buffer = io.BytesIO()
+    pq.write_table(
+        table,
+        buffer,
+        compression="zstd",
+        write_page_checksum=True,
+        **({"use_dictionary": False} | encoding if encoding else {}),
+    )
+    write_bytes(target, buffer.getvalue())
+
+
+def _nullable(values: NDArray[np.int16] | None, n: int) -> pa.Array:
+    if values is None:
+        return pa.nulls(n, pa.int16())
+    return pa.array(np.asarray(values, dtype=np.int16), mask=np.asarray(values) < 0)
+
+
+def _plain(table: pa.Table, name: str) -> NDArray[np.int16] | None:
+    if name not in table.column_names or table[name].null_count == len(table):
+        return None
+    filled: NDArray[np.int16] = table[name].fill_null(-1).to_numpy().astype(np.int16)
+    return filled
