@@ -64,7 +64,6 @@ def ray_session(local_cpus: int | None, object_store_mb: int) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    os.environ.setdefault("RAY_AUTH_MODE", "token")
     folder = tempfile.mkdtemp(prefix="lltopo-")
     try:
         ray.init(

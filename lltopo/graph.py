@@ -212,7 +212,9 @@ def neighbour_recall(
     n = len(rows)
     drawn = np.random.default_rng(seed).choice(n, size=min(n_rows, n), replace=False)
     truth = _search_rows(rows, drawn, k).indices
-    return float(np.mean([np.isin(t, indices[v]).mean() for t, v in zip(truth, drawn, strict=True)]))
+    return float(
+        np.mean([np.isin(t, indices[v]).mean() for t, v in zip(truth, drawn, strict=True)])
+    )
 
 
 def _feature_rows(features: ArrayLike, k: int) -> NDArray[Any]:
@@ -235,7 +237,7 @@ def _feature_rows(features: ArrayLike, k: int) -> NDArray[Any]:
         dtype = np.float32
     else:
         dtype = np.float64
-    rows = np.ascontiguousarray(array.reshape(n, -1), dtype)
+    rows: NDArray[Any] = np.ascontiguousarray(array.reshape(n, -1), dtype)
     if dtype != np.uint8:
         largest = max(-float(rows.min()), float(rows.max()))  # NaN if there is one
         if not largest < LARGEST_FEATURE:
@@ -243,10 +245,10 @@ def _feature_rows(features: ArrayLike, k: int) -> NDArray[Any]:
                 f"features: not finite or too large: expected |x| < {LARGEST_FEATURE:g}, "
                 f"got {largest}. Clean or scale the features."
             )
-    return _read_only(rows)
+    return read_only(rows)
 
 
-def _read_only(array: NDArray[Any]) -> NDArray[Any]:
+def read_only(array: NDArray[Any]) -> NDArray[Any]:
     """Return a view that the kernels see as one type, wherever the array comes from."""
     view = array.view()
     view.flags.writeable = False
@@ -409,7 +411,7 @@ def _ranked(rows: NDArray[Any], candidates: NDArray[np.int32], k: int) -> Neighb
     """Rank each row's candidates by their true distances and keep k."""
     n = len(rows)
     found = Neighbours(np.full((n, k), n, np.int32), np.full((n, k), np.inf))
-    _for_parts(_rank_rows, n, rows, _read_only(candidates), found)
+    _for_parts(_rank_rows, n, rows, read_only(candidates), found)
     return found
 
 
@@ -417,7 +419,7 @@ def _search_rows(rows: NDArray[Any], chosen: NDArray[np.int64], k: int) -> Neigh
     """Rank all vertices for each of the chosen ones: n d additions in float64 a row."""
     n = len(rows)
     found = Neighbours(np.full((len(chosen), k), n, np.int32), np.full((len(chosen), k), np.inf))
-    _for_parts(_rank_all, len(chosen), rows, _read_only(chosen), found)
+    _for_parts(_rank_all, len(chosen), rows, read_only(chosen), found)
     return found
 
 

@@ -26,7 +26,7 @@ from lltopo.models import build_model
 from lltopo.recorder import LossRecorder
 from lltopo.storage import Place, exists, read_bytes, write_bytes
 from lltopo.study import SPLITS, Run, Study, Training, run_digest
-from lltopo.tables import LossTable
+from lltopo.tables import LossTable, complete_epochs
 
 _SHUFFLE, _AUGMENT, _DROPOUT = range(3)
 
@@ -75,7 +75,7 @@ def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker
     splits = {split: _resident(data.split(split), worker) for split in SPLITS}
     recorder = LossRecorder(out, name)
     digest = run_digest(study, name)
-    done = _restored_epoch(state, checkpoint_file(out, name, None), digest)
+    done = _restored_epoch(state, out, name, digest, training)
     for epoch in range(0 if done is None else done + 1, training.epochs + 1):
         start = time.perf_counter()
         if epoch > 0:
@@ -265,15 +265,23 @@ def read_checkpoint(source: Place) -> dict[str, Any] | None:
     return content
 
 
-def _restored_epoch(state: _State, source: Place, digest: str) -> int | None:
-    content = read_checkpoint(source)
-    if content is None:
-        return None
-    if content["study"] != digest:
-        raise InputError(
-            f"{source}: belongs to another study: its settings are not these. "
-            "Choose another --out."
-        )
-    _bare(state.model).load_state_dict(content["model"])
-    state.optimizer.load_state_dict(content["optimizer"])
-    return int(content["epoch"])
+def _restored_epoch(
+    state: _State, out: Place, name: str, digest: str, training: Training
+) -> int | None:
+    """Load the latest checkpoint before which no table is missing; None to start afresh."""
+    complete = complete_epochs(out, name, SPLITS)
+    kept = sorted(training.keep_checkpoints, reverse=True)
+    for source in (checkpoint_file(out, name, epoch) for epoch in (None, *kept)):
+        content = read_checkpoint(source)
+        if content is None:
+            continue
+        if content["study"] != digest:
+            raise InputError(
+                f"{source}: belongs to another study: its settings are not these. "
+                "Choose another --out."
+            )
+        if complete >= set(range(int(content["epoch"]) + 1)):
+            _bare(state.model).load_state_dict(content["model"])
+            state.optimizer.load_state_dict(content["optimizer"])
+            return int(content["epoch"])
+    return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -277,15 +278,15 @@ def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
             f"{type(raw).__name__}. See jobs/quickstart.yaml."
         )
     _absolute_paths(raw, path.absolute().parent)
+    return resolved_study(raw, str(path), overrides)
+
+
+def resolved_study(raw: Json, origin: str, overrides: Sequence[str] = ()) -> Study:
+    """The study of a mapping: ``model`` and ``training`` are merged into each run."""
+    raw = copy.deepcopy(raw)
     for override in overrides:
         _set(raw, override)
     _absolute_paths(raw, Path.cwd())
-    return resolved_study(raw, str(path))
-
-
-def resolved_study(raw: Json, origin: str) -> Study:
-    """The study of a mapping: ``model`` and ``training`` are merged into each run."""
-    raw = dict(raw)
     base = {key: raw.pop(key) for key in ("model", "training") if key in raw}
     runs = raw.get("runs")
     trains = not (isinstance(raw.get("data"), Mapping) and raw["data"].get("source") == "losses")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -143,6 +143,24 @@ def fields_in(losses: Place) -> list[Field]:
     return sorted(found)
 
 
+def complete_epochs(out: Place, run: str, splits: Sequence[str]) -> set[int]:
+    """The epochs of a run whose metrics and loss tables of all ``splits`` are there, whole."""
+    folder = out / f"metrics/run={run}"
+    epochs = {
+        int(name.split("/")[0].removeprefix("epoch="))
+        for name in files_below(folder)
+        if name.endswith("/part-0.parquet")
+    }
+    return {epoch for epoch in epochs if is_complete(out, run, epoch, splits)}
+
+
+def is_complete(out: Place, run: str, epoch: int, splits: Sequence[str]) -> bool:
+    """Whether an epoch's metrics and the loss tables of all ``splits`` are there, whole."""
+    files = [metrics_file(out, run, epoch)]
+    files += [losses_file(out / "losses", Field(run, split, epoch)) for split in splits]
+    return all(footer(file) is not None for file in files)
+
+
 def write_losses(losses: Place, field: Field, table: LossTable) -> None:
     """Write one field's loss table, with the digest of its content in the metadata."""
     n = len(table.loss)
@@ -218,9 +236,14 @@ def read_table(source: Place, schema: pa.Schema | None = None) -> pa.Table:
     return table
 
 
-def write_table(target: Place, rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> None:
-    """Write rows as one Parquet file."""
-    _write(target, pa.Table.from_pylist(list(rows), schema=schema))
+def write_table(
+    target: Place,
+    rows: Iterable[Mapping[str, Any]],
+    schema: pa.Schema,
+    metadata: Mapping[str, str] | None = None,
+) -> None:
+    """Write rows as one Parquet file, with metadata of ours."""
+    write_columns(target, pa.Table.from_pylist(list(rows), schema=schema), metadata or {})
 
 
 def write_columns(target: Place, table: pa.Table, metadata: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ import ray.train.torch
 
 from lltopo.errors import InputError
 from lltopo.fanout import cluster_total
-from lltopo.storage import Place, remove
+from lltopo.storage import Place
 from lltopo.study import Study, resolved_study
 
 _MAX_FAILURES = 3
@@ -27,9 +27,11 @@ _MAX_FAILURES = 3
 
 @contextmanager
 def training_runs(
-    study: Study, out: Place, names: Sequence[str]
+    study: Study, out: Place, names: Sequence[str], state: Place
 ) -> Iterator[Mapping[str, Future[None]]]:
     """Train the named runs in the background, as many at once as fit into the cluster.
+
+    ``state`` is a folder for Train's own notes, which all nodes can reach.
 
     Yields
     ------
@@ -37,14 +39,11 @@ def training_runs(
         Each run's future, which ends when the run does; an :class:`InputError` of a worker is
         raised as such.
     """
-    state = out / f".train-{uuid.uuid4().hex[:8]}"
     pool = ThreadPoolExecutor(parallel_runs(study, names), thread_name_prefix="train")
     try:
         yield {name: pool.submit(_fit, study, out, name, state) for name in names}
-        pool.shutdown(wait=True)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        remove(state)
 
 
 def parallel_runs(study: Study, names: Sequence[str]) -> int:
@@ -79,7 +78,8 @@ def _fit(study: Study, out: Place, name: str, state: Place) -> None:
             num_workers=training.workers, use_gpu=_uses_gpu(), resources_per_worker=needs
         ),
         run_config=ray.train.RunConfig(
-            name=name,
+            # never a name that Train has seen: it would go on from its notes, not from ours
+            name=f"{name}-{uuid.uuid4().hex[:8]}",
             storage_path=state.path,
             storage_filesystem=state.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),

@@ -13,6 +13,7 @@ keeps the smallest and the largest; only where the two differ may components hav
 
 from __future__ import annotations
 
+from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from lltopo.errors import InputError
-from lltopo.graph import Graph
+from lltopo.graph import Graph, read_only
 
 
 class MergeTree(NamedTuple):
@@ -82,28 +83,6 @@ class Sweep(NamedTuple):
     successor: NDArray[np.int32]
 
 
-def vertex_order(values: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
-    """Sort the vertices by (value, index), ascending: the total order of every sweep.
-
-    Parameters
-    ----------
-    values : (n,) float32 or float64, finite
-        Zeros of both signs are equal.
-
-    Returns
-    -------
-    (n,) int32
-        Join trees sweep it backwards, split trees forwards.
-    """
-    if values.dtype == np.float32:
-        return _float32_order(values)
-    order = np.argsort(values)
-    ascending = values[order]
-    if np.any(ascending[1:] == ascending[:-1]):
-        order = np.argsort(values, kind="stable")
-    return order.astype(np.int32)
-
-
 def join_tree(graph: Graph, values: ArrayLike) -> MergeTree:
     """Build the tree of the superlevel sets' components, whose leaves are the maxima.
 
@@ -121,6 +100,294 @@ def join_tree(graph: Graph, values: ArrayLike) -> MergeTree:
     Raises
     ------
     InputError
-        If the length is not the graph's number of vertices or a value is not finite.
+        If there is not one finite value a vertex.
     """
-    return _merge_tree(join_sweep(graph, values), descending=True)
+    order = vertex_order(field_values(graph, values))
+    return _contracted(order, _join_arcs(join_sweep(graph, order)))
+
+
+def split_tree(graph: Graph, values: ArrayLike) -> MergeTree:
+    """Build the tree of the sublevel sets' components, whose leaves are the minima.
+
+    Parameters, returns and errors are those of `join_tree`; the roots are the maxima.
+    """
+    order = vertex_order(field_values(graph, values))
+    return _contracted(order, _split_arcs(split_sweep(graph, order)))
+
+
+def contour_tree(graph: Graph, values: ArrayLike) -> MergeTree:
+    """Combine the augmented join and split trees, whose leaves are maxima and minima.
+
+    On a graph without cycles this is the tree of the level sets' components; on others it is
+    Carr's combination of the two trees, and that is its definition. Parameters, returns and
+    errors are those of `join_tree`.
+    """
+    order = vertex_order(field_values(graph, values))
+    return _contracted(order, _contour_arcs(graph, order))
+
+
+def contour_counts(graph: Graph, values: ArrayLike) -> ContourCounts:
+    """Count the contour tree's maxima, minima, merges and arcs.
+
+    Parameters and errors are those of `join_tree`.
+    """
+    tree = contour_tree(graph, values)
+    n_above = np.bincount(tree.arcs[:, 1], minlength=graph.n_vertices)[tree.nodes]
+    n_below = np.bincount(tree.arcs[:, 0], minlength=graph.n_vertices)[tree.nodes]
+    return ContourCounts(
+        n_maxima=int(np.count_nonzero(n_above == 0)),
+        n_minima=int(np.count_nonzero(n_below == 0)),
+        n_merges=int(np.count_nonzero((n_above > 1) | (n_below > 1))),
+        n_arcs=len(tree.arcs),
+    )
+
+
+def field_values(graph: Graph, values: ArrayLike) -> NDArray[np.floating[Any]]:
+    """Return the field as a contiguous float32 or float64 array, or say what is wrong with it.
+
+    Raises
+    ------
+    InputError
+        If there is not one finite value a vertex.
+    """
+    field = np.asarray(values)
+    n = graph.n_vertices
+    if field.shape != (n,) or field.dtype.kind not in "buif":
+        raise InputError(
+            f"values: wrong array: expected {n} real numbers, one a vertex, got shape "
+            f"{field.shape} of {field.dtype}. Give the field of this graph."
+        )
+    if field.dtype != np.float32:
+        field = field.astype(np.float64, copy=False)
+    if not np.isfinite(field).all():
+        wrong = int(np.flatnonzero(~np.isfinite(field))[0])
+        raise InputError(
+            f"values: not finite: expected finite numbers, got {field[wrong]} at vertex {wrong}. "
+            "Leave such a field out."
+        )
+    return np.ascontiguousarray(field)
+
+
+def vertex_order(field: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
+    """Sort the vertices by (value, index), ascending: the total order of every sweep.
+
+    Parameters
+    ----------
+    field : (n,) float32 or float64, finite
+        Zeros of both signs are equal.
+
+    Returns
+    -------
+    (n,) int32
+        Split trees sweep it forwards, join trees backwards.
+    """
+    if field.dtype == np.float32:
+        # one integer a vertex: the value's bits, monotone, above the index
+        bits = (field + np.float32(0)).view(np.int32)
+        keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64) << 32
+        keys |= np.arange(len(field))
+        keys.sort()
+        return (keys & 0xFFFFFFFF).astype(np.int32)
+    order = np.argsort(field)
+    ascending = field[order]
+    if np.any(ascending[1:] == ascending[:-1]):
+        order = np.argsort(field, kind="stable")
+    return order.astype(np.int32)
+
+
+# -- the sweep ------------------------------------------------------------------------------
+
+
+def join_sweep(graph: Graph, order: NDArray[np.int32]) -> Sweep:
+    """Sweep from high to low; `order` is that of `vertex_order`. Time n alpha(n) + n_edges."""
+    return _swept(graph, np.ascontiguousarray(order[::-1]))
+
+
+def split_sweep(graph: Graph, order: NDArray[np.int32]) -> Sweep:
+    """Sweep from low to high; `order` is that of `vertex_order`. Time n alpha(n) + n_edges."""
+    return _swept(graph, order)
+
+
+def _swept(graph: Graph, order: NDArray[np.int32]) -> Sweep:
+    return Sweep(order, *_sweep(read_only(graph.indptr), read_only(graph.indices), order))
+
+
+@njit(cache=True, nogil=True)
+def _sweep(indptr, indices, order):  # type: ignore[no-untyped-def]
+    n = len(order)
+    component = np.zeros(n, np.int32)  # by vertex: 0 until it is swept
+    parent = np.zeros(n + 1, np.int32)  # by component: an elder one that it has met, or itself
+    births = np.empty(n + 1, np.int32)
+    deaths = np.empty(n + 1, np.int32)
+    last = np.empty(n + 1, np.int32)  # by component: the time of its latest vertex
+    successor = np.arange(n).astype(np.int32)
+    none = np.int32(n + 1)
+    n_components = 0
+    for time in range(n):
+        v = order[time]
+        first, end = indptr[v], indptr[v + 1]
+        eldest, youngest = none, np.int32(0)
+        for i in range(first, end):
+            c = parent[component[indices[i]]]
+            youngest = max(youngest, c)
+            eldest = min(eldest, c if c > 0 else none)
+        if youngest == 0:
+            n_components += 1
+            c = np.int32(n_components)
+            births[c] = time
+            parent[c] = c
+        else:
+            c = _root(parent, eldest)
+            if eldest != youngest:
+                for i in range(first, end):
+                    if component[indices[i]] > 0:
+                        c = min(c, _root(parent, component[indices[i]]))
+                for i in range(first, end):
+                    other = _root(parent, component[indices[i]])
+                    if other > 0 and other != c:
+                        parent[other] = c
+                        deaths[other] = time
+                        successor[last[other]] = time
+            successor[last[c]] = time
+        component[v] = c
+        last[c] = time
+    essential = np.empty(n_components, np.bool_)
+    for c in range(1, n_components + 1):
+        essential[c - 1] = parent[c] == c
+        if parent[c] == c:
+            deaths[c] = last[c]
+    ends = n_components + 1
+    return births[1:ends].copy(), deaths[1:ends].copy(), essential, successor
+
+
+@njit(cache=True, nogil=True)
+def _root(parent, c):  # type: ignore[no-untyped-def]
+    """Return the eldest component that c has become part of, halving the path to it."""
+    while parent[c] != c:
+        parent[c] = parent[parent[c]]
+        c = parent[c]
+    return c
+
+
+# -- trees from sweeps ----------------------------------------------------------------------
+
+
+def _join_arcs(sweep: Sweep) -> NDArray[np.int64]:
+    """Return the augmented tree as (upper, lower) ranks: places in the ascending order."""
+    times = np.flatnonzero(sweep.successor != np.arange(len(sweep.order)))
+    return len(sweep.order) - 1 - np.column_stack([times, sweep.successor[times]])
+
+
+def _split_arcs(sweep: Sweep) -> NDArray[np.int64]:
+    """Return the augmented tree as (upper, lower) ranks: places in the ascending order."""
+    times = np.flatnonzero(sweep.successor != np.arange(len(sweep.order)))
+    arcs: NDArray[np.int64] = np.column_stack([sweep.successor[times], times])
+    return arcs
+
+
+def _contour_arcs(graph: Graph, order: NDArray[np.int32]) -> NDArray[np.int64]:
+    """Return the augmented contour tree as (upper, lower) ranks."""
+    below = len(order) - 1 - join_sweep(graph, order).successor[::-1]
+    above = split_sweep(graph, order).successor
+    return _combined(np.ascontiguousarray(below, np.int32), above)
+
+
+@njit(cache=True, nogil=True)
+def _combined(below, above):  # type: ignore[no-untyped-def]
+    """Take leaf after leaf off both augmented trees (Carr et al., algorithm 4.2).
+
+    An upper leaf has nothing above it in the join tree and one vertex below it in the split
+    tree: its arc is the join tree's. A lower leaf likewise. Taken out of the tree where it is
+    no leaf, its one neighbour there is tied to the next; that neighbour is known from the sum
+    of all neighbours on that side. On a graph with cycles the outcome depends on the order of
+    the leaves, and some orders end before all arcs are found: here the highest goes first.
+    """
+    n = len(below)
+    n_above, sum_above = _sides(below)  # in the join tree
+    n_below, sum_below = _sides(above)  # in the split tree
+    leaves = [-v for v in range(n - 1, -1, -1) if n_above[v] + n_below[v] == 1]  # a heap
+    arcs = np.empty((n, 2), np.int64)
+    n_arcs = 0
+    while len(leaves) > 0:
+        v = -heappop(leaves)
+        if n_above[v] + n_below[v] != 1:
+            continue  # the last of its component
+        if n_above[v] == 0:
+            other = below[v]
+            arcs[n_arcs, 0] = v
+            arcs[n_arcs, 1] = other
+            _take_leaf(v, below, n_above, sum_above)
+            _take_inner(v, above, n_below, sum_below)
+        else:
+            other = above[v]
+            arcs[n_arcs, 0] = other
+            arcs[n_arcs, 1] = v
+            _take_leaf(v, above, n_below, sum_below)
+            _take_inner(v, below, n_above, sum_above)
+        n_arcs += 1
+        if n_above[other] + n_below[other] == 1:
+            heappush(leaves, -other)
+    return arcs[:n_arcs].copy()
+
+
+@njit(cache=True, nogil=True)
+def _sides(successor):  # type: ignore[no-untyped-def]
+    """Count and add up the vertices whose successor each vertex is."""
+    count = np.zeros(len(successor), np.int32)
+    total = np.zeros(len(successor), np.int64)
+    for v in range(len(successor)):
+        if successor[v] != v:
+            count[successor[v]] += 1
+            total[successor[v]] += v
+    return count, total
+
+
+@njit(cache=True, nogil=True)
+def _take_leaf(v, successor, count, total):  # type: ignore[no-untyped-def]
+    """Take v out of the tree where nothing comes before it."""
+    count[successor[v]] -= 1
+    total[successor[v]] -= v
+
+
+@njit(cache=True, nogil=True)
+def _take_inner(v, successor, count, total):  # type: ignore[no-untyped-def]
+    """Take v out of the tree where one vertex comes before it, and tie that to the next."""
+    before = np.int32(total[v])
+    if successor[v] == v:
+        successor[before] = before
+    else:
+        successor[before] = successor[v]
+        total[successor[v]] += before - v
+
+
+def _contracted(order: NDArray[np.int32], arcs: NDArray[np.int64]) -> MergeTree:
+    """Keep the vertices of an augmented tree that have not just one neighbour on either side."""
+    nodes, kept = _contract(len(order), _descending(len(order), arcs))
+    return MergeTree(order[nodes], order[_descending(len(order), kept)])
+
+
+def _descending(n: int, arcs: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Sort arcs by their upper rank, then by their lower one, from high to low."""
+    keys = np.sort(arcs[:, 0] * n + arcs[:, 1])[::-1]
+    return np.column_stack([keys // n, keys % n]) if n else arcs
+
+
+@njit(cache=True, nogil=True)
+def _contract(n, arcs):  # type: ignore[no-untyped-def]
+    n_above = np.zeros(n, np.int32)
+    n_below = np.zeros(n, np.int32)
+    for upper, lower in arcs:
+        n_below[upper] += 1
+        n_above[lower] += 1
+    is_node = (n_above != 1) | (n_below != 1)
+    node_above = np.arange(n)  # where a chain of other vertices starts
+    kept = np.empty_like(arcs)
+    n_kept = 0
+    for upper, lower in arcs:
+        if is_node[lower]:
+            kept[n_kept, 0] = node_above[upper]
+            kept[n_kept, 1] = lower
+            n_kept += 1
+        else:
+            node_above[lower] = node_above[upper]
+    return np.flatnonzero(is_node)[::-1], kept[:n_kept].copy()

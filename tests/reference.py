@@ -122,3 +122,140 @@ def hungarian_assignment(costs: list[list[Fraction]]) -> list[int]:
     for j in range(size):
         column_of[row_of[j]] = j
     return column_of
+
+
+# Graphs and merge trees
+
+
+def brute_force_neighbours(features: np.ndarray, k: int) -> np.ndarray:
+    """Each row's k nearest others, by (distance, index), from all distances."""
+    rows = features.reshape(len(features), -1).astype(np.float64)
+    squared = np.array([((rows - row) ** 2).sum(axis=1) for row in rows])
+    np.fill_diagonal(squared, np.inf)
+    return np.argsort(squared, axis=1, kind="stable")[:, :k]
+
+
+def neighbour_sets(n_vertices: int, edges: np.ndarray) -> list[set[int]]:
+    """Each vertex's neighbours, without itself."""
+    neighbours: list[set[int]] = [set() for _ in range(n_vertices)]
+    for u, v in edges.tolist():
+        if u != v:
+            neighbours[u].add(v)
+            neighbours[v].add(u)
+    return neighbours
+
+
+def sweep_order(values: np.ndarray) -> list[int]:
+    """The vertices from low to high by (value, index)."""
+    return sorted(range(len(values)), key=lambda v: (values[v], v))
+
+
+def augmented_merge_tree(neighbours: list[set[int]], order: list[int]) -> set[tuple[int, int]]:
+    """Arcs (earlier, later) of the components of what is swept, kept as sets."""
+    components: list[list[int]] = []  # each in the order swept
+    arcs = set()
+    for v in order:
+        met = [component for component in components if neighbours[v] & set(component)]
+        components = [component for component in components if component not in met]
+        components.append([*sorted(sum(met, []), key=order.index), v])
+        arcs |= {(component[-1], v) for component in met}
+    return arcs
+
+
+def join_arcs(neighbours: list[set[int]], order: list[int]) -> set[tuple[int, int]]:
+    """Augmented join tree as (upper, lower)."""
+    return augmented_merge_tree(neighbours, order[::-1])
+
+
+def split_arcs(neighbours: list[set[int]], order: list[int]) -> set[tuple[int, int]]:
+    """Augmented split tree as (upper, lower)."""
+    return {(upper, lower) for lower, upper in augmented_merge_tree(neighbours, order)}
+
+
+def without(arcs: set[tuple[int, int]], v: int) -> set[tuple[int, int]]:
+    """Take v out of a tree, tying what is above it to what is below it."""
+    above = [u for u, w in arcs if w == v]
+    below = [w for u, w in arcs if u == v]
+    return {arc for arc in arcs if v not in arc} | {(u, w) for u in above for w in below}
+
+
+def contour_arcs(neighbours: list[set[int]], order: list[int]) -> set[tuple[int, int]]:
+    """Augmented contour tree by Carr's combination, the highest leaf first."""
+    join, split = join_arcs(neighbours, order), split_arcs(neighbours, order)
+    arcs = set()
+    while join or split:
+        for v in reversed(order):
+            above = [u for u, w in join if w == v]
+            below = [w for u, w in split if u == v]
+            if len(above) + len(below) == 1:
+                arcs |= {(v, w) for u, w in join if u == v and not above}
+                arcs |= {(u, v) for u, w in split if w == v and not below}
+                join, split = without(join, v), without(split, v)
+                break
+        else:
+            raise AssertionError("no leaf is left")
+    return arcs
+
+
+def level_set_arcs(neighbours: list[set[int]], order: list[int]) -> set[tuple[int, int]]:
+    """Arcs (upper, lower) of the level sets' components on a graph without cycles.
+
+    Between two vertices of the order a level set is one point on every edge across that level,
+    and no two are connected. A component's life is followed downwards: at a vertex the points
+    on its upper edges meet and become those on its lower edges; the others pass by.
+    """
+    rank = {v: i for i, v in enumerate(order)}
+    started: dict[tuple[int, int], int] = {}  # edge across the level: node where it began
+    arcs = set()
+    for v in reversed(order):
+        upper = [(u, v) for u in neighbours[v] if rank[u] > rank[v]]
+        lower = [(v, w) for w in neighbours[v] if rank[w] < rank[v]]
+        met = [started.pop(edge) for edge in upper]
+        passes = len(upper) == len(lower) == 1
+        arcs |= set() if passes else {(node, v) for node in met}
+        started.update({edge: met[0] if passes else v for edge in lower})
+    return arcs
+
+
+def contracted(arcs: set[tuple[int, int]], order: list[int]) -> tuple[list[int], list[list[int]]]:
+    """Nodes and arcs of an augmented tree without its regular vertices, from high to low."""
+    rank = {v: i for i, v in enumerate(order)}
+    nodes = list(reversed(order))
+    for v in order:
+        sides = [sum(u == v for u, _ in arcs), sum(w == v for _, w in arcs)]
+        if sides == [1, 1]:
+            arcs = without(arcs, v)
+            nodes.remove(v)
+    by_rank = sorted(arcs, key=lambda arc: (rank[arc[0]], rank[arc[1]]), reverse=True)
+    return nodes, [list(arc) for arc in by_rank]
+
+
+def hard_fields(n: int) -> dict[str, tuple[int, np.ndarray, np.ndarray]]:
+    """Small fields (n_vertices, edges, values) on which a sweep can go wrong, of about n vertices."""
+    rng = np.random.default_rng(7)
+    path = np.column_stack([np.arange(n - 1), np.arange(1, n)])
+    star = np.column_stack([np.zeros(n - 1, int), np.arange(1, n)])
+    sparse, dense = rng.integers(0, n, (n // 2, 2)), rng.integers(0, n, (4 * n, 2))
+    normal = rng.normal(size=n)
+    return {
+        "generic": (n, dense, normal),
+        "float32": (n, dense, normal.astype(np.float32)),
+        "ties": (n, dense, rng.integers(0, 3, n).astype(np.float32)),
+        "ties float64": (n, dense, rng.integers(0, 3, n) / 7),
+        "constant": (n, dense, np.full(n, 2.5)),
+        "signed zeros": (n, dense, rng.choice([-0.0, 0.0, 1.0], n).astype(np.float32)),
+        "negative": (n, dense, -np.abs(normal).astype(np.float32)),
+        "subnormal": (n, dense, (normal * 1e-44).astype(np.float32)),
+        "huge and tiny": (n, dense, normal * 10.0 ** rng.integers(-12, 12, n)),
+        "duplicate edges": (n, np.concatenate([dense, dense[::-1, ::-1], dense]), normal),
+        "self-loops": (n, np.concatenate([dense, np.column_stack([np.arange(n)] * 2)]), normal),
+        "disconnected": (n, sparse, rng.integers(0, 5, n).astype(np.float32)),
+        "isolated": (n, np.empty((0, 2), int), rng.integers(0, 4, n).astype(np.float64)),
+        "path": (n, path, np.sin(np.arange(n) * 1.7)),
+        "rising path": (n, path, np.arange(n, dtype=np.float32)),
+        "star, centre high": (n, star, np.where(np.arange(n) == 0, 9.0, normal)),
+        "star, centre low": (n, star, np.where(np.arange(n) == 0, -9.0, normal)),
+        "one edge": (2, np.array([[1, 0]]), np.array([1.0, 1.0], np.float32)),
+        "one vertex": (1, np.empty((0, 2), int), np.array([3.0], np.float32)),
+        "no vertex": (0, np.empty((0, 2), int), np.empty(0)),
+    }

@@ -1,0 +1,217 @@
+"""What is computed of each field, and the series that it is gathered into.
+
+Two steps, each a plain function of files to files or rows that a Ray task calls: the diagrams
+of both trees of one (run, split, epoch), as soon as its loss table is complete; then, once the
+reference epoch has its own, the measures of those diagrams.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from lltopo.diagrams import (
+    PersistencePairs,
+    both_persistence_pairs,
+    diagram_of,
+    total_persistence,
+)
+from lltopo.distances import wasserstein_distance
+from lltopo.errors import InputError
+from lltopo.graph_files import MadeGraph
+from lltopo.storage import Place
+from lltopo.study import SPLITS, Analysis
+from lltopo.tables import (
+    DIAGRAM,
+    TREES,
+    Field,
+    Tree,
+    diagram_file,
+    footer,
+    losses_digest,
+    losses_file,
+    read_losses,
+    read_table,
+    recorded_digest,
+    write_columns,
+)
+from lltopo.trees import contour_counts
+
+Row = dict[str, Any]
+
+
+class FieldDiagrams(NamedTuple):
+    """Both trees' pairs of one field, and what is kept beside them in the files' metadata."""
+
+    join: PersistencePairs
+    split: PersistencePairs
+    metadata: Mapping[str, str]
+
+
+def field_diagrams(loss: NDArray[np.float32], made: MadeGraph, contour: bool) -> FieldDiagrams:
+    """The diagrams of one field of losses on a split's graph.
+
+    A field with a loss that is not finite is ``diverged`` and has empty diagrams.
+
+    Raises
+    ------
+    InputError
+        Unless there is one loss a vertex.
+    """
+    if len(loss) != made.graph.n_vertices:
+        raise InputError(
+            f"loss: does not fit the graph: expected {made.graph.n_vertices} samples, got "
+            f"{len(loss)}. Give losses and features of the same samples."
+        )
+    n_nonfinite = int(np.count_nonzero(~np.isfinite(loss)))
+    metadata = {"losses": losses_digest(loss), "graph": made.digest, "status": "ok"}
+    metadata["n_nonfinite"] = str(n_nonfinite)
+    if n_nonfinite:
+        metadata["status"] = "diverged"
+        metadata["reason"] = f"{n_nonfinite} of {len(loss)} losses are not finite"
+        none = _pairs_of(DIAGRAM.empty_table())
+        return FieldDiagrams(none, none, metadata)
+    if contour:
+        metadata["contour"] = json.dumps(contour_counts(made.graph, loss)._asdict())
+    return FieldDiagrams(*both_persistence_pairs(made.graph, loss), metadata)
+
+
+def write_field_diagrams(
+    losses: Place, out: Place, field: Field, made: MadeGraph, contour: bool
+) -> Mapping[str, str]:
+    """Read one loss table, compute its diagrams and write them; the files' metadata."""
+    found = field_diagrams(read_losses(losses, field).loss, made, contour)
+    for tree in TREES:
+        pairs = found.join if tree == "join" else found.split
+        columns = [
+            pairs.birth,
+            pairs.death,
+            pairs.birth_vertex.astype(np.int32),
+            pairs.death_vertex.astype(np.int32),
+            pairs.essential,
+        ]
+        table = pa.table(columns, schema=DIAGRAM)
+        write_columns(diagram_file(out, field, tree), table, found.metadata)
+    return found.metadata
+
+
+def read_pairs(out: Place, field: Field, tree: Tree) -> PersistencePairs:
+    """The pairs in a diagram's file."""
+    return _pairs_of(read_table(diagram_file(out, field, tree)))
+
+
+def current_metadata(
+    losses: Place, out: Place, field: Field, graph_digest: str
+) -> dict[str, str] | None:
+    """The metadata of a field's diagrams where both are complete and were made of this very
+    loss table and graph, else None."""
+    found = [footer(diagram_file(out, field, tree)) for tree in TREES]
+    if found[0] is None or found[0] != found[1] or found[0].get("graph") != graph_digest:
+        return None
+    return found[0] if found[0].get("losses") == recorded_digest(losses, field) else None
+
+
+def reference_epochs(
+    metadata: Mapping[Field, Mapping[str, str]],
+) -> dict[tuple[str, str], int]:
+    """For each (run, split) its last epoch that is ok."""
+    references: dict[tuple[str, str], int] = {}
+    for field, found in sorted(metadata.items()):
+        if found["status"] == "ok":
+            references[field.run, field.split] = field.epoch
+    return references
+
+
+def field_rows(
+    out: Place, field: Field, reference_epoch: int | None, analysis: Analysis
+) -> list[Row]:
+    """The rows of the series of one field, one for each tree and order."""
+    rows = []
+    for tree in TREES:
+        metadata = footer(diagram_file(out, field, tree))
+        if metadata is None:
+            raise InputError(f"{diagram_file(out, field, tree)}: is missing. Run the study again.")
+        common = _row(field, tree, analysis) | {
+            "n_nonfinite": int(metadata["n_nonfinite"]),
+            "status": metadata["status"],
+            "reason": metadata.get("reason"),
+        }
+        if metadata["status"] != "ok" or reference_epoch is None:
+            rows += [common | {"order": order} for order in analysis.order]
+            continue
+        reference = field._replace(epoch=reference_epoch)
+        dgm, last = (
+            diagram_of(read_pairs(out, which, tree), analysis.essential, tree)
+            for which in (field, reference)
+        )
+        common |= {
+            "reference_epoch": reference_epoch,
+            "n_pairs": len(dgm),
+            "total_persistence": total_persistence(dgm, analysis.degree),
+            "max_persistence": float(np.abs(dgm[:, 1] - dgm[:, 0]).max(initial=0.0)),
+        }
+        rows += [
+            common | {"order": order, "wasserstein": wasserstein_distance(dgm, last, order)}
+            for order in analysis.order
+        ]
+    return rows
+
+
+def failed_rows(field: Field, reason: str, analysis: Analysis) -> list[Row]:
+    """The rows of the series of a field whose diagrams could not be computed."""
+    failed = {"n_nonfinite": 0, "status": "failed", "reason": reason}
+    return [
+        _row(field, tree, analysis) | failed | {"order": order}
+        for tree in TREES
+        for order in analysis.order
+    ]
+
+
+def contour_rows(metadata: Mapping[Field, Mapping[str, str]]) -> list[Row]:
+    """The sizes of the contour trees, where they were asked for."""
+    return [
+        {**field._asdict(), **json.loads(found["contour"])}
+        for field, found in metadata.items()
+        if "contour" in found
+    ]
+
+
+def series_digest(metadata: Mapping[Field, Mapping[str, str]], analysis: Analysis) -> str:
+    """SHA-256 of all that the series is made of."""
+    made_of = [
+        analysis.model_dump(mode="json", exclude={"verify"}),
+        [[*field, found["losses"], found["graph"]] for field, found in sorted(metadata.items())],
+    ]
+    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+
+
+def in_study_order(rows: Iterable[Row], runs: Sequence[str]) -> list[Row]:
+    """Rows by run (as the study has them), split, tree, epoch and order."""
+    place_of = {run: i for i, run in enumerate(runs)}
+
+    def key(row: Row) -> tuple[Any, ...]:
+        position = (place_of[row["run"]], SPLITS.index(row["split"]))
+        return (*position, row.get("tree", ""), row["epoch"], row.get("order", 0.0))
+
+    return sorted(rows, key=key)
+
+
+def _row(field: Field, tree: Tree, analysis: Analysis) -> Row:
+    return {
+        **field._asdict(),
+        "tree": tree,
+        "degree": analysis.degree,
+        "essential": analysis.essential,
+    }
+
+
+def _pairs_of(table: pa.Table) -> PersistencePairs:
+    return PersistencePairs(*(column.to_numpy() for column in table.combine_chunks().columns))
+
+

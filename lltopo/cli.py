@@ -1,0 +1,194 @@
+"""The command line: parsing, progress, exit status (0 done, 2 wrong input, 1 other failures)."""
+
+from __future__ import annotations
+
+import shlex
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.console import Console
+
+from lltopo.errors import InputError
+from lltopo.progress import shown_progress
+from lltopo.storage import Place, place
+from lltopo.study import SPLITS, Study, read_study, resolved_study
+
+app = typer.Typer(
+    help="Topological analysis of neural-network loss landscapes, sample by sample.\n\n"
+    "A study (one YAML file) names the data, the runs to train and what to compute of them. "
+    "Everything is written below one folder and is resumed from there: the same command again "
+    "goes on where it stopped.\n\n"
+    "Start with: lltopo run jobs/quickstart.yaml",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+
+StudyArgument = Annotated[Path, typer.Argument(help="The study, a YAML file.", metavar="STUDY")]
+OutOption = Annotated[
+    str | None,
+    typer.Option(
+        "--out", help="Folder or URI (file, s3, gs) for all results. Default: results/STUDY's name."
+    ),
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Override a key of the study, such as runs.large.training.lr=0.2; repeatable.",
+    ),
+]
+
+
+@app.command()
+def run(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
+    """Everything: graph, training, analysis and report, resuming whatever is done."""
+    _carry_out(read_study(study, override or ()), _out(out, study), STAGES)
+
+
+@app.command()
+def train(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
+    """Train the study's runs side by side and record the loss of every sample."""
+    _carry_out(read_study(study, override or ()), _out(out, study), ("train",))
+
+
+@app.command()
+def graph(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
+    """Build the k-nearest-neighbour graph of both splits."""
+    _carry_out(read_study(study, override or ()), _out(out, study), ("graph",))
+
+
+@app.command()
+def report(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
+    """Draw the figures and write report.html from the tables that are there."""
+    _carry_out(read_study(study, override or ()), _out(out, study), ("report",))
+
+
+@app.command()
+def analyze(
+    study: Annotated[
+        Path | None, typer.Argument(help="The study, unless --losses are given.", metavar="STUDY")
+    ] = None,
+    losses: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="[RUN:]SPLIT=FILE.npy",
+            help="Somebody else's losses, (epochs, samples) a file, repeatable; or a losses folder.",
+        ),
+    ] = None,
+    features: Annotated[
+        list[str] | None,
+        typer.Option(metavar="SPLIT=FILE.npy", help="The samples' features, (samples, d)."),
+    ] = None,
+    first_epoch: Annotated[int, typer.Option(help="The epoch of a file's first row.", min=0)] = 1,
+    out: OutOption = None,
+    override: SetOption = None,
+) -> None:
+    """Diagrams, distances, series and report, of a study's losses or of somebody else's.
+
+    lltopo analyze --losses train=a.npy --losses val=b.npy --features train=x.npy
+    --features val=y.npy --out results/mine
+    """
+    if (study is None) == (losses is None):
+        raise InputError(
+            "analyze: needs either a STUDY or --losses: expected one of them. See analyze --help."
+        )
+    stages = ("analyze", "report")
+    if study is not None:
+        _carry_out(read_study(study, override or ()), _out(out, study), stages)
+        return
+    if out is None:
+        raise InputError("--out: is missing. Say where the results should go.")
+    raw: dict[str, Any] = {
+        "data": {
+            "source": "losses",
+            "losses": _given_losses(losses or []),
+            "features": _given_features(features or []),
+            "first_epoch": first_epoch,
+        }
+    }
+    _carry_out(resolved_study(raw, "analyze", override or ()), place(out), stages)
+
+
+STAGES = ("graph", "train", "analyze", "report")
+
+
+def main() -> NoReturn:
+    """Run the command line and end the process with its exit status."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        app()
+    except InputError as error:
+        print(f"lltopo: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def _carry_out(study: Study, out: Place, stages: Sequence[str]) -> None:
+    from lltopo.stages import Session, run_stages
+
+    console = Console()
+    try:
+        with shown_progress(console) as notify:
+            problems = run_stages(Session(study, out, notify), stages)
+    except KeyboardInterrupt:
+        command = shlex.join(["lltopo", *sys.argv[1:]])
+        console.print(f"Interrupted. What is done is kept; go on with:\n  {command}", soft_wrap=True)
+        raise typer.Exit(130) from None
+    for problem in problems:
+        console.print(f"failed: {problem}", markup=False, soft_wrap=True)
+    _print_summary(console, out, stages)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _print_summary(console: Console, out: Place, stages: Sequence[str]) -> None:
+    made = {"graph": "graph", "train": "losses", "analyze": "series.parquet"}
+    made["report"] = "report.html"
+    for stage in stages:
+        console.print(f"{stage + ':':9} {out / made[stage]}", markup=False, soft_wrap=True)
+
+
+def _out(out: str | None, study: Path) -> Place:
+    return place(out or Path("results") / study.stem)
+
+
+def _given_losses(given: Sequence[str]) -> str | dict[str, dict[str, str]]:
+    if len(given) == 1 and "=" not in given[0]:
+        return _absolute(given[0])
+    losses: dict[str, dict[str, str]] = {}
+    for text in given:
+        name, _, file = text.partition("=")
+        run, _, split = name.rpartition(":")
+        _check_split(split, "--losses", text)
+        if not file or split in losses.get(run or "run", {}):
+            raise InputError(
+                f"--losses: {text!r} is malformed or given twice: expected [RUN:]SPLIT=FILE.npy."
+            )
+        losses.setdefault(run or "run", {})[split] = _absolute(file)
+    return losses
+
+
+def _given_features(given: Sequence[str]) -> dict[str, str]:
+    features = {}
+    for text in given:
+        split, _, file = text.partition("=")
+        _check_split(split, "--features", text)
+        features[split] = _absolute(file)
+    return features
+
+
+def _check_split(split: str, option: str, text: str) -> None:
+    if split not in SPLITS:
+        raise InputError(
+            f"{option}: {text!r} names no split: expected train or val before '=', got {split!r}."
+        )
+
+
+def _absolute(path: str) -> str:
+    return path if "://" in path else str(Path(path).expanduser().resolve())

@@ -1,0 +1,85 @@
+"""The graphs of a study's splits, and how each was made: ``graph/train.npz``, ``graph/val.npz``."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import zipfile
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lltopo.graph import Graph, nearest_neighbours, neighbour_recall
+from lltopo.storage import Place, exists, read_bytes, write_bytes
+
+
+class MadeGraph(NamedTuple):
+    """A graph, how it was made (JSON values), and the SHA-256 of its arrays."""
+
+    graph: Graph
+    made: Mapping[str, Any]
+    digest: str
+
+
+def made_graph(
+    features: NDArray[Any],
+    k: int,
+    method: str,
+    origin: Mapping[str, Any],
+    progress: Callable[[float], None] | None = None,
+) -> MadeGraph:
+    """The k-nearest-neighbour graph of a split's features.
+
+    ``origin`` says where the features come from; what was measured (the recall, 1 where the
+    search is exact, on 500 rows) is added to it.
+    """
+    neighbours = nearest_neighbours(features, k, method, progress)
+    n = len(neighbours.indices)
+    sources = np.repeat(np.arange(n), k)
+    graph = Graph.from_edges(n, np.column_stack([sources, neighbours.indices.ravel()]))
+    measured = {
+        "recall": neighbour_recall(features, neighbours.indices),
+        "n_vertices": graph.n_vertices,
+        "n_edges": graph.n_edges,
+        "n_components": graph.n_components,
+    }
+    return MadeGraph(graph, {**origin, **measured}, _digest(graph))
+
+
+def graph_file(out: Place, split: str) -> Place:
+    """Where a split's graph lies."""
+    return out / f"graph/{split}.npz"
+
+
+def write_graph(target: Place, made: MadeGraph) -> None:
+    """Write a graph as .npz: ``indptr``, ``indices`` and ``made`` (a JSON text)."""
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        indptr=made.graph.indptr,
+        indices=made.graph.indices,
+        made=np.array(json.dumps(made.made, sort_keys=True)),
+    )
+    write_bytes(target, buffer.getvalue())
+
+
+def read_graph(source: Place) -> MadeGraph | None:
+    """A graph that was written; None where the file is absent or damaged."""
+    if not exists(source):
+        return None
+    try:
+        with np.load(io.BytesIO(read_bytes(source)), allow_pickle=False) as file:
+            graph = Graph(file["indptr"], file["indices"])
+            made = json.loads(str(file["made"]))
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+        return None
+    return MadeGraph(graph, made, _digest(graph))
+
+
+def _digest(graph: Graph) -> str:
+    digest = hashlib.sha256(np.ascontiguousarray(graph.indptr, dtype="<i8").tobytes())
+    digest.update(np.ascontiguousarray(graph.indices, dtype="<i4").tobytes())
+    return digest.hexdigest()

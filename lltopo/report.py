@@ -1,0 +1,265 @@
+"""Results to one self-contained page, and its figures as files.
+
+:func:`report_page` builds the page and writes nothing; :func:`write_report` writes it, unless
+the one that is there was made from the same inputs by the same code.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import html
+import json
+import math
+import re
+from collections.abc import Iterator
+from importlib.resources import files
+from typing import NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from lltopo import claims, plates, slider
+from lltopo.figures import COLOURS, png_bytes
+from lltopo.plates import Diagrams, Plate
+from lltopo.results import (
+    Number,
+    Results,
+    epochs,
+    initial_rate,
+    not_ok,
+    read_diagram,
+    read_results,
+)
+from lltopo.storage import Place, exists, read_bytes, remove, write_bytes
+from lltopo.study import Split, Study
+from lltopo.tables import TREES, Tree
+
+_SOURCES = ("figures.py", "results.py", "claims.py", "plates.py", "slider.py", "report.py")
+
+
+class Image(NamedTuple):
+    """A plate on the page: its file below ``--out`` and its bytes as PNG."""
+
+    plate: Plate
+    file: str
+    png: bytes
+
+    @property
+    def uri(self) -> str:
+        """The image itself, as an address that needs no file."""
+        return "data:image/png;base64," + base64.b64encode(self.png).decode()
+
+
+class Section(NamedTuple):
+    """A part of the page with figures of one kind."""
+
+    anchor: str
+    title: str
+    text: str
+    images: tuple[Image, ...]
+
+
+class Score(NamedTuple):
+    """Where a run ends, on validation data: a line of the summary."""
+
+    run: str
+    rate: float | None
+    last_epoch: int
+    status: str
+    accuracy: Number
+    persistence: dict[Tree, Number]
+
+
+class Page(NamedTuple):
+    """The finished page, and its images by file name."""
+
+    html: str
+    images: dict[str, bytes]
+
+
+def write_report(study: Study, out: Place) -> Place:
+    """Write ``report.html`` and ``figures/*.png`` below ``out``.
+
+    Where the page that is there was made from the same inputs and no figure is missing, nothing
+    is written. Figures of the page before that this one lacks are removed.
+
+    Parameters
+    ----------
+    study
+        Whose results lie below ``out``.
+    out
+        With ``series.parquet``, ``metrics.parquet``, ``correlations.parquet``, the diagrams and,
+        where the study made it, ``contours.parquet``.
+
+    Returns
+    -------
+    Place
+        The page.
+
+    Raises
+    ------
+    InputError
+        Where a table or diagram is absent or damaged, or ``out`` cannot be written.
+    """
+    results = read_results(study, out)
+    digest = inputs_digest(results)
+    target = out / "report.html"
+    before = read_bytes(target).decode(errors="replace") if exists(target) else ""
+    listed = [html.unescape(name) for name in re.findall(r'data-file="(figures/[^"/]+)"', before)]
+    if f'content="{digest}"' in before and all(exists(out / name) for name in listed):
+        return target
+    page = report_page(results, digest)
+    for name, png in page.images.items():
+        write_bytes(out / name, png)
+    write_bytes(target, page.html.encode())
+    for name in set(listed) - page.images.keys():
+        remove(out / name)
+    return target
+
+
+def inputs_digest(results: Results) -> str:
+    """SHA-256 of all that a page is made from: tables (without timings), study and code."""
+    study = results.study.model_dump(mode="json", include={"runs", "report", "analysis"})
+    metrics = [row | {"seconds": None} for row in results.metrics]
+    content = [study, results.series, metrics, results.correlations, results.contours]
+    digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    package = files("lltopo")
+    templates = sorted(package.joinpath("templates").iterdir(), key=lambda file: file.name)
+    for source in (*(package.joinpath(name) for name in _SOURCES), *templates):
+        digest.update(source.read_bytes())
+    return digest.hexdigest()
+
+
+def report_page(results: Results, digest: str) -> Page:
+    """The page and its images; ``digest`` names the inputs in it."""
+    shown = slider.shown_epochs(results)
+    heatmaps: list[Image] = []
+    views = {}
+    for tree, split in plates.FIELDS:
+        dgms = _diagrams(results, split, tree, shown)
+        heatmaps += map(_image, plates.heatmap_plates(results, split, tree, dgms))
+        views[f"{split}/{tree}"] = slider.slider_view(results, split, tree, dgms)
+    summary = _image(plates.summary_plate(results))
+    sections = list(_sections(results, heatmaps))
+    images = [summary, *(image for section in sections for image in section.images)]
+    text = (
+        _environment()
+        .get_template("report.html.j2")
+        .render(
+            title=results.study.report.title,
+            digest=digest,
+            scores=[_score(results, run) for run in results.runs],
+            smoothest=claims.smoothest_runs(results),
+            summary=summary,
+            claims=claims.thesis_claims(results),
+            slider=slider.slider_frame(results) | {"views": views},
+            n_thinned=len(epochs(results)) - len(shown),
+            sections=sections,
+            not_ok=not_ok(results),
+            series=[row for row in results.series if row["epoch"] in shown],
+            metrics=[row for row in results.metrics if row["epoch"] in shown],
+            correlations=results.correlations,
+            analysis=results.study.analysis,
+        )
+    )
+    return Page(text, {image.file: image.png for image in images})
+
+
+def _diagrams(results: Results, split: Split, tree: Tree, shown: list[int]) -> Diagrams:
+    return {
+        (run, epoch): read_diagram(results, run, split, tree, epoch)
+        for run in results.runs
+        for epoch in {*plates.heatmap_epochs(results, run), *({*shown} & {*epochs(results, run)})}
+    }
+
+
+def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
+    """The figures by kind, in the thesis's order; a kind that the study lacks is left out."""
+    yield Section(
+        "training",
+        "Loss and accuracy",
+        "Dotted lines mark changes of the learning rate, in every series of this page.",
+        tuple(map(_image, plates.training_plates(results))),
+    )
+    yield Section(
+        "persistence",
+        "Total persistence",
+        "The sum of the persistence of all pairs of a merge tree: how rough the losses of single "
+        "samples are over the graph of their nearest neighbours.",
+        tuple(map(_image, plates.persistence_plates(results))),
+    )
+    yield Section("heatmaps", "Persistence diagrams as heatmaps", "", tuple(heatmaps))
+    yield Section(
+        "distances",
+        "Wasserstein distance to the last epoch",
+        "How far each epoch's diagram still is from the last one of the same run.",
+        tuple(map(_image, plates.distance_plates(results))),
+    )
+    contour = tuple(map(_image, plates.contour_plates(results)))
+    if contour:
+        yield Section("contour", "Contour tree", "Joins and splits in one tree.", contour)
+    yield Section(
+        "correlations",
+        "Correlations",
+        "Without epoch 0 and the reference epoch. Two trends always correlate: the first "
+        "differences say whether the two also move together from epoch to epoch.",
+        tuple(map(_image, plates.correlation_plates(results))),
+    )
+
+
+def _score(results: Results, run: str) -> Score:
+    last = epochs(results, run)[-1]
+    lost = [row for row in not_ok(results) if row["run"] == run and row["epoch"] == last]
+    return Score(
+        run=run,
+        rate=initial_rate(results, run),
+        last_epoch=last,
+        status=lost[0]["status"] if lost else "ok",
+        accuracy=claims.end_accuracy(results, run, "val"),
+        persistence={tree: claims.end_persistence(results, run, "val", tree) for tree in TREES},
+    )
+
+
+def _image(plate: Plate) -> Image:
+    return Image(plate, f"figures/figure-{plate.name}.png", png_bytes(plate.figure))
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("lltopo", "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters |= {"rounded": _rounded, "exact": _exact, "share": _share}
+    environment.globals |= {
+        "colours": COLOURS,
+        "tree_names": plates.TREE_NAMES,
+        "split_names": plates.SPLIT_NAMES,
+    }
+    return environment
+
+
+def _rounded(value: float | int | None) -> str:
+    """A number as a person reads it."""
+    if value is None:
+        return "–"
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not math.isfinite(value):
+        return str(value)
+    text = f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+    return text.replace("-", "−")
+
+
+def _exact(value: float | int | None) -> str:
+    """A number with every digit, as a program reads it back."""
+    return "" if value is None else repr(value)
+
+
+def _share(number: Number, of: list[Number]) -> float:
+    """Length of a number's bar, in percent of the longest of its kind."""
+    longest = max((other.value or 0.0 for other in of), default=0.0)
+    share = 100 * (number.value or 0.0) / longest if longest and math.isfinite(longest) else 0.0
+    return round(share, 1)

@@ -1,0 +1,196 @@
+"""A finished study's tables, and what the report reads from them.
+
+Every number that the report prints is a :class:`Number`: a value with the table, the column
+and the row that it was read from, so that a reader (and a test) can look it up again.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lltopo import tables
+from lltopo.diagrams import PersistencePairs, diagram_of
+from lltopo.storage import Place, exists
+from lltopo.study import Split, Study
+from lltopo.tables import Tree
+
+Row = dict[str, Any]
+
+
+class Results(NamedTuple):
+    """The tables below a study's ``--out`` as rows, with the study that made them.
+
+    ``series``, ``metrics``, ``correlations`` and ``contours`` hold one mapping a row, as the
+    schemas of :mod:`lltopo.tables` name their columns; ``runs`` is in the study's order.
+    """
+
+    study: Study
+    out: Place
+    runs: tuple[str, ...]
+    series: list[Row]
+    metrics: list[Row]
+    correlations: list[Row]
+    contours: list[Row]
+
+
+class Curve(NamedTuple):
+    """One measure by epoch: (n,) epochs, rising; (n,) values, NaN where there is none."""
+
+    epoch: NDArray[np.int64]
+    value: NDArray[np.float64]
+
+
+class Number(NamedTuple):
+    """A printed number, and the table, column and row that it comes from.
+
+    ``table`` is ``derived`` where the number was computed from several rows; ``column`` then
+    names the computation.
+    """
+
+    value: float | int | None
+    table: str
+    column: str
+    key: Mapping[str, Any]
+
+
+def read_results(study: Study, out: Place) -> Results:
+    """The tables below ``out``.
+
+    Raises
+    ------
+    InputError
+        Where a table is absent or damaged.
+    """
+    series = tables.read_table(out / "series.parquet", tables.SERIES).to_pylist()
+    found = {row["run"] for row in series}
+    contours = out / "contours.parquet"
+    return Results(
+        study=study,
+        out=out,
+        runs=(*(run for run in study.runs if run in found), *sorted(found - study.runs.keys())),
+        series=series,
+        metrics=tables.read_table(out / "metrics.parquet", tables.METRICS).to_pylist(),
+        correlations=tables.read_table(
+            out / "correlations.parquet", tables.CORRELATIONS
+        ).to_pylist(),
+        contours=tables.read_table(contours, tables.CONTOURS).to_pylist()
+        if exists(contours)
+        else [],
+    )
+
+
+def read_diagram(
+    results: Results, run: str, split: Split, tree: Tree, epoch: int
+) -> NDArray[np.float64] | str:
+    """The persistence diagram of one field and tree, or the reason why there is none."""
+    rows = matching(topology_rows(results, run, split, tree), epoch=epoch)
+    if not rows:
+        return f"no epoch {epoch}"
+    if rows[0]["status"] != "ok":
+        return f"{rows[0]['status']}: {rows[0]['reason'] or 'no reason given'}"
+    field = tables.Field(run, split, epoch)
+    columns = tables.read_table(tables.diagram_file(results.out, field, tree), tables.DIAGRAM)
+    pairs = PersistencePairs(*(columns[name].to_numpy() for name in tables.DIAGRAM.names))
+    return diagram_of(pairs, results.study.analysis.essential, tree)
+
+
+def matching(rows: Iterable[Row], **key: Any) -> list[Row]:
+    """The rows whose columns have the values of ``key``, in order."""
+    return [row for row in rows if all(row[name] == value for name, value in key.items())]
+
+
+def curve(rows: Sequence[Row], column: str) -> Curve:
+    """A column of rows that differ by epoch alone; null and non-finite values become NaN."""
+    pairs = sorted((row["epoch"], row[column]) for row in rows)
+    value = np.array([math.nan if v is None else v for _, v in pairs], dtype=np.float64)
+    value[~np.isfinite(value)] = math.nan
+    return Curve(np.array([epoch for epoch, _ in pairs], dtype=np.int64), value)
+
+
+def topology_rows(
+    results: Results, run: str, split: Split, tree: Tree, order: float | None = None
+) -> list[Row]:
+    """The series of one run, split and tree; ``order`` defaults to the study's first."""
+    chosen = order if order is not None else orders(results)[0]
+    return matching(results.series, run=run, split=split, tree=tree, order=chosen)
+
+
+def training_rows(results: Results, run: str, split: Split) -> list[Row]:
+    """The metrics of one run on one split."""
+    return matching(results.metrics, run=run, split=split)
+
+
+def orders(results: Results) -> list[float]:
+    """The orders of the Wasserstein distances, the study's first one first."""
+    found = sorted({row["order"] for row in results.series})
+    return sorted(found, key=lambda order: order != results.study.analysis.order[0])
+
+
+def epochs(results: Results, run: str | None = None) -> list[int]:
+    """Every epoch of a run, or of all runs, rising."""
+    return sorted({row["epoch"] for row in results.series if run in (None, row["run"])})
+
+
+def milestones(results: Results, run: str) -> list[int]:
+    """The epochs from which on a run's learning rate is another than before.
+
+    Taken from the study where it trained the run, else from the recorded rates; only epochs
+    that the run reached.
+    """
+    reached = epochs(results, run)[-1:]
+    if run in results.study.runs:
+        planned = results.study.runs[run].training.milestones
+        return [epoch for epoch in planned if [epoch] <= reached]
+    rates = _rates(results, run)
+    return [epoch for (_, before), (epoch, after) in itertools.pairwise(rates) if before != after]
+
+
+def initial_rate(results: Results, run: str) -> float | None:
+    """The learning rate that a run began with; None where it is not known."""
+    if run in results.study.runs:
+        return results.study.runs[run].training.lr
+    return next((rate for _, rate in _rates(results, run)), None)
+
+
+def not_ok(results: Results) -> list[Row]:
+    """One row of the series for each (run, split, epoch) that is not ``ok``."""
+    found = {
+        (row["run"], row["epoch"], row["split"]): row
+        for row in results.series
+        if row["status"] != "ok"
+    }
+    return [found[key] for key in sorted(found)]
+
+
+def number(rows: Sequence[Row], table: str, column: str, **key: Any) -> Number:
+    """The value of ``column`` in the one row that ``key`` names; no value where there is none."""
+    found = matching(rows, **key)
+    return Number(found[0][column] if found else None, table, column, key)
+
+
+def topology_number(
+    results: Results, column: str, run: str, split: Split, tree: Tree, epoch: int
+) -> Number:
+    """A number of the series, of the study's first order."""
+    key = {"run": run, "split": split, "tree": tree, "epoch": epoch, "order": orders(results)[0]}
+    return number(results.series, "series", column, **key)
+
+
+def training_number(results: Results, column: str, run: str, split: Split, epoch: int) -> Number:
+    """A number of the metrics."""
+    return number(results.metrics, "metrics", column, run=run, split=split, epoch=epoch)
+
+
+def _rates(results: Results, run: str) -> list[tuple[int, float]]:
+    found = {
+        row["epoch"]: row["learning_rate"]
+        for row in results.metrics
+        if row["run"] == run and row["epoch"] > 0 and row["learning_rate"] is not None
+    }
+    return sorted(found.items())
