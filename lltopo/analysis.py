@@ -213,5 +213,3 @@ def _row(field: Field, tree: Tree, analysis: Analysis) -> Row:
 
 def _pairs_of(table: pa.Table) -> PersistencePairs:
     return PersistencePairs(*(column.to_numpy() for column in table.combine_chunks().columns))
-
-

@@ -22,8 +22,8 @@ from lltopo.results import (
     curve,
     epochs,
     initial_rate,
-    matching,
     number,
+    orders,
     topology_number,
     topology_rows,
     training_number,
@@ -60,6 +60,22 @@ class Claim(NamedTuple):
         """The findings' common verdict; where they differ, it cannot be told."""
         found = {finding.verdict for finding in self.findings}
         return found.pop() if len(found) == 1 else "cannot be told"
+
+    @property
+    def extremes(self) -> tuple[tuple[str, Number, Number], ...]:
+        """Of the numbers of more than two findings: label, smallest, largest."""
+        labels = [label for label, _ in self.findings[0].numbers] if len(self.findings) > 2 else []
+        found = []
+        for label in labels:
+            told = [
+                number
+                for finding in self.findings
+                for name, number in finding.numbers
+                if name == label and number.value is not None
+            ]
+            if len(told) > 1:
+                found.append((label, min(told, key=_value), max(told, key=_value)))
+        return tuple(found)
 
     def count(self, verdict: Verdict) -> int:
         """How many of the findings have a verdict."""
@@ -162,14 +178,16 @@ def _falls(results: Results, run: str, split: Split, tree: Tree) -> Finding:
 
 
 def _tracks(results: Results, run: str, split: Split, tree: Tree) -> Finding:
-    key = {"run": run, "split": split, "tree": tree, "target": f"{split}_accuracy"}
+    measure = f"wasserstein_{orders(results)[0]:g}"
+    field = {"run": run, "split": split, "tree": tree}
     numbers = []
     for differenced, label in ((False, "values"), (True, "first differences")):
-        rows = matching(results.correlations, differenced=differenced, **key)
-        measure = next((r["measure"] for r in rows if "wasserstein" in r["measure"]), "wasserstein")
-        of = number(
-            rows, "correlations", "spearman", **key, measure=measure, differenced=differenced
-        )
+        key = field | {
+            "measure": measure,
+            "target": f"{split}_accuracy",
+            "differenced": differenced,
+        }
+        of = number(results.correlations, "correlations", "spearman", **key)
         numbers.append((f"rank correlation of the {label}", of))
     rhos = [of.value for _, of in numbers if of.value is not None and math.isfinite(of.value)]
     if len(rhos) < 2:
@@ -225,6 +243,10 @@ def _alike(results: Results, pair: Sequence[str]) -> bool:
         if run in results.study.runs
     ]
     return all(setting == settings[0] for setting in settings)
+
+
+def _value(number: Number) -> float:
+    return math.nan if number.value is None else number.value
 
 
 def _rank_correlation(line: Curve) -> float | None:

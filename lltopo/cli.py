@@ -15,7 +15,8 @@ from rich.console import Console
 from lltopo.errors import InputError
 from lltopo.progress import shown_progress
 from lltopo.storage import Place, place
-from lltopo.study import SPLITS, Study, read_study, resolved_study
+from lltopo.study import SPLITS, Study
+from lltopo.study_files import read_study, resolved_study
 
 app = typer.Typer(
     help="Topological analysis of neural-network loss landscapes, sample by sample.\n\n"
@@ -48,7 +49,9 @@ SetOption = Annotated[
 @app.command()
 def run(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
     """Everything: graph, training, analysis and report, resuming whatever is done."""
-    _carry_out(read_study(study, override or ()), _out(out, study), STAGES)
+    _carry_out(
+        read_study(study, override or ()), _out(out, study), ("graph", "train", "analyze", "report")
+    )
 
 
 @app.command()
@@ -78,7 +81,7 @@ def analyze(
         list[str] | None,
         typer.Option(
             metavar="[RUN:]SPLIT=FILE.npy",
-            help="Somebody else's losses, (epochs, samples) a file, repeatable; or a losses folder.",
+            help="Somebody else's losses, (epochs, samples) a file, repeatable; or a folder.",
         ),
     ] = None,
     features: Annotated[
@@ -115,9 +118,6 @@ def analyze(
     _carry_out(resolved_study(raw, "analyze", override or ()), place(out), stages)
 
 
-STAGES = ("graph", "train", "analyze", "report")
-
-
 def main() -> NoReturn:
     """Run the command line and end the process with its exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -138,7 +138,9 @@ def _carry_out(study: Study, out: Place, stages: Sequence[str]) -> None:
             problems = run_stages(Session(study, out, notify), stages)
     except KeyboardInterrupt:
         command = shlex.join(["lltopo", *sys.argv[1:]])
-        console.print(f"Interrupted. What is done is kept; go on with:\n  {command}", soft_wrap=True)
+        console.print(
+            f"Interrupted. What is done is kept; go on with:\n  {command}", soft_wrap=True
+        )
         raise typer.Exit(130) from None
     for problem in problems:
         console.print(f"failed: {problem}", markup=False, soft_wrap=True)

@@ -12,6 +12,7 @@ among themselves in the order of their births, which is optimal on a line.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator
 from typing import NamedTuple
@@ -19,7 +20,11 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lltopo.assignment import priced_transport
+from lltopo.bottleneck import bottleneck_pairs
 from lltopo.errors import InputError
+from lltopo.lengths import matching_lengths, p_norm
+from lltopo.transport import TooManyArcs, Transport, sparse_transport
 
 Floats = NDArray[np.float64]
 Indices = NDArray[np.int64]
@@ -62,7 +67,7 @@ def wasserstein_distance(dgm_a: ArrayLike, dgm_b: ArrayLike, order: float = 1.0)
     order = _as_order(order)
     if any(len(rows_a) != len(rows_b) for rows_a, rows_b in _essential_rows(a, b)):
         return math.inf
-    return _norm(_matching_costs(a, b, _matching(a, b, order)), order)
+    return p_norm(matching_lengths(a, b, _matching(a, b, order).pairs), order)
 
 
 def bottleneck_distance(dgm_a: ArrayLike, dgm_b: ArrayLike) -> float:
@@ -164,68 +169,16 @@ def _missing_rows(n_rows: int, rows: Indices) -> Indices:
     return np.flatnonzero(missing)
 
 
-def _matching_costs(a: Floats, b: Floats, matching: Matching) -> Floats:
-    """The L-infinity length of every pair and of every way to the diagonal."""
-    to_a, to_b = a[matching.pairs[:, 0]], b[matching.pairs[:, 1]]
-    births = np.abs(to_a[:, 0] - to_b[:, 0])
-    deaths = np.zeros_like(births)
-    finite = np.isfinite(to_a[:, 1])
-    deaths[finite] = np.abs(to_a[finite, 1] - to_b[finite, 1])
-    return np.concatenate(
-        (
-            np.maximum(births, deaths),
-            _diagonal_costs(a[matching.diagonal_a]),
-            _diagonal_costs(b[matching.diagonal_b]),
-        )
-    )
-
-
-def _diagonal_costs(points: Floats) -> Floats:
-    return np.asarray(np.abs(points[:, 1] - points[:, 0]) / 2)
-
-
-def _norm(costs: Floats, order: float) -> float:
-    """The p-norm, in units of the largest cost so that no power under- or overflows."""
-    largest = float(costs.max(initial=0.0))
-    if math.isinf(order) or largest == 0:
-        return largest
-    if order == 1:
-        return math.fsum(costs)
-    return largest * math.fsum((costs / largest) ** order) ** (1 / order)
-
-
 def _side_pairs(a: Floats, b: Floats, order: float) -> Indices:
-    """The optimal pairs of two ascending diagrams without essential points."""
+    """The optimal pairs of two ascending diagrams off the diagonal."""
     if math.isinf(order):
-        return _bottleneck_pairs(a, b)
-    from scipy.optimize import linear_sum_assignment
-
-    unit = 2.0 ** math.frexp(max(_diagonal_costs(a).max(), _diagonal_costs(b).max()))[1]
-    length = np.abs(a[:, None, :] - b[None, :, :]).max(axis=2)
-    gain = (
-        (_diagonal_costs(a)[:, None] / unit) ** order
-        + (_diagonal_costs(b)[None, :] / unit) ** order
-        - (np.minimum(length / unit, 2)) ** order
-    )
-    pairs = np.column_stack(linear_sum_assignment(np.maximum(gain, 0), maximize=True))
-    return np.asarray(pairs[gain[pairs[:, 0], pairs[:, 1]] > 0])
+        return bottleneck_pairs(a, b)
+    return _side_transport(a, b, order).pairs
 
 
-def _bottleneck_pairs(a: Floats, b: Floats) -> Indices:
-    """Pairs of a perfect matching, the diagonal's copies included, below the bottleneck."""
-    from gudhi import bottleneck_distance as gudhi_bottleneck
-    from scipy.sparse import csr_array
-    from scipy.sparse.csgraph import maximum_bipartite_matching
-
-    length = np.abs(a[:, None, :] - b[None, :, :]).max(axis=2)
-    candidates = np.concatenate((length.ravel(), _diagonal_costs(a), _diagonal_costs(b)))
-    # GUDHI's value may be off by a few bits: the candidate itself is meant.
-    threshold = candidates[np.argmin(np.abs(candidates - gudhi_bottleneck(a, b)))]
-    n_a, n_b = len(a), len(b)
-    allowed = np.ones((n_a + n_b, n_b + n_a), dtype=bool)
-    allowed[:n_a, :n_b] = length <= threshold
-    allowed[:n_a, n_b:] = np.eye(n_a, dtype=bool) & (_diagonal_costs(a) <= threshold)
-    allowed[n_a:, :n_b] = np.eye(n_b, dtype=bool) & (_diagonal_costs(b) <= threshold)[:, None]
-    partner = maximum_bipartite_matching(csr_array(allowed), perm_type="column")
-    rows = np.flatnonzero(partner[:n_a] < n_b)
-    return np.column_stack((rows, partner[rows])).astype(np.int64)
+def _side_transport(a: Floats, b: Floats, order: float) -> Transport:
+    if order == 1:
+        # A sparse graph does unless the points lie on few lines.
+        with contextlib.suppress(TooManyArcs):
+            return sparse_transport(a, b)
+    return priced_transport(a, b, order)

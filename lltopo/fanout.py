@@ -13,6 +13,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
@@ -20,6 +21,7 @@ import ray
 from lltopo.errors import TransientError
 
 _POLL_SECONDS = 0.2
+_FOLDER = "lltopo-ray-"
 
 
 class Call(NamedTuple):
@@ -64,7 +66,8 @@ def ray_session(local_cpus: int | None, object_store_mb: int) -> Iterator[None]:
         finally:
             ray.shutdown()
         return
-    folder = tempfile.mkdtemp(prefix="lltopo-")
+    _remove_orphaned_folders()
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
     try:
         ray.init(
             num_cpus=local_cpus,
@@ -80,9 +83,27 @@ def ray_session(local_cpus: int | None, object_store_mb: int) -> Iterator[None]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _remove_orphaned_folders() -> None:
+    """Clear away the Ray folders of drivers that were killed before they could do so."""
+    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+        pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
+        if pid.isdigit() and not _is_alive(int(pid)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True  # somebody else's
+    return True
+
+
 def cluster_total(resource: str) -> float:
     """How much of ``CPU`` or ``GPU`` the whole cluster has."""
-    return float(ray.cluster_resources().get(resource, 0.0))
+    return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
 
 
 def shared(value: Any) -> Any:
@@ -110,7 +131,8 @@ def fan_out(
     A lost worker or a :class:`TransientError` is tried again three times; any other error ends
     that call alone.
     """
-    task = ray.remote(num_cpus=1, max_retries=3, retry_exceptions=[TransientError])(function)
+    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3}
+    task = ray.remote(function).options(**options, retry_exceptions=[TransientError])
     running: dict[Any, Any] = {}
     waiting: list[Call] = []
     more = True

@@ -11,17 +11,20 @@ markers say the same once more.
 from __future__ import annotations
 
 import io
+import itertools
+import math
 import textwrap
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import ArrayLike, NDArray
+from PIL import Image
 
 from lltopo.diagrams import persistence_histogram
 
@@ -29,16 +32,30 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLOUR_MAP = "viridis"
+_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DECADES = 50.0  # a larger ratio of largest to smallest value gets a logarithmic axis
 
 
 class Scale(NamedTuple):
-    """What compared heatmaps share: bins a side, the range of both axes, the fullest bin."""
+    """What compared heatmaps share.
+
+    ``bins`` a side; ``low`` and ``high`` ends of both axes; the fullest bin's number of points.
+    Bins are of equal width in asinh(loss / ``linear_width``): near zero they are as even as on a
+    plain axis, above it as on a logarithmic one, for the losses of a trained network span decades
+    and reach zero.
+    """
 
     bins: int
     low: float
     high: float
+    linear_width: float
     fullest: int
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """An empty figure, in inches, whose parts will not overlap."""
+    layout = ConstrainedLayoutEngine(w_pad=0.08, h_pad=0.08)
+    return Figure(figsize=(width, height), layout=layout)
 
 
 def plot_diagram(dgm: ArrayLike, *, label: str | None = None, ax: Axes | None = None) -> Axes:
@@ -53,7 +70,7 @@ def plot_diagram(dgm: ArrayLike, *, label: str | None = None, ax: Axes | None = 
     ax
         Where to draw; a new figure's by default (``ax.figure.savefig`` writes it).
     """
-    ax = ax if ax is not None else Figure(figsize=(4.2, 4), layout="constrained").subplots()
+    ax = ax if ax is not None else new_figure(4.2, 4).subplots()
     points = np.asarray(dgm, dtype=np.float64).reshape(-1, 2)
     finite = np.isfinite(points).all(axis=1)
     (drawn,) = ax.plot(*points[finite].T, "o", markersize=4, alpha=0.6, label=label)
@@ -82,28 +99,42 @@ def plot_heatmap(
     ax
         Where to draw; a new figure's by default.
     """
-    ax = ax if ax is not None else Figure(figsize=(4.8, 4), layout="constrained").subplots()
+    ax = ax if ax is not None else new_figure(4.8, 4).subplots()
     scale = scale if scale is not None else common_scale([dgm])
     counts = heatmap_counts(dgm, scale)
-    edges = np.linspace(scale.low, scale.high, scale.bins + 1)
+    edges = scale.linear_width * np.sinh(np.linspace(*_asinh_span(scale), scale.bins + 1))
     norm = LogNorm(1, max(scale.fullest, 2))
-    image = ax.pcolormesh(
+    ax.set_xscale("asinh", linear_width=scale.linear_width)
+    ax.set_yscale("asinh", linear_width=scale.linear_width)
+    ax.pcolormesh(
         edges, edges, np.ma.masked_equal(counts.T, 0), cmap=COLOUR_MAP, norm=norm, rasterized=True
     )
     if colorbar:
-        ax.figure.colorbar(image, ax=ax, label="points in a bin")
-    ax.axline((scale.low, scale.low), slope=1, color="0.5", linewidth=0.8)
-    ax.set(
-        xlabel="birth (loss)",
-        ylabel="death (loss)",
-        xlim=(scale.low, scale.high),
-        ylim=(scale.low, scale.high),
-        aspect="equal",
-    )
+        plot_colorbar([ax])
+    ends = [edges[0], edges[-1]]
+    ax.plot(ends, ends, color="0.5", linewidth=0.8, scalex=False, scaley=False)
+    ax.set(xlabel="birth (loss)", ylabel="death (loss)", xlim=ends, ylim=ends, box_aspect=1)
+    ticks = axis_ticks(scale)
+    for axis in (ax.xaxis, ax.yaxis):
+        axis.set_ticks(list(ticks), list(ticks.values()))
+        axis.set_ticks([], minor=True)
     n_infinite = int((~np.isfinite(np.asarray(dgm, dtype=np.float64))).any(axis=-1).sum())
     if n_infinite:
         write_note(ax, f"{n_infinite} infinite not drawn", y=0.93)
     return ax
+
+
+def plot_colorbar(axes: Sequence[Axes]) -> Axes:
+    """Explain the colours of heatmaps on one scale by a bar beside them."""
+    heatmap = axes[0].collections[0]
+    fullest = round(heatmap.norm.vmax)
+    ticks = [1, *(10**k for k in range(1, 7) if 10**k < fullest / 2), fullest]
+    bar = axes[0].figure.colorbar(
+        heatmap, ax=list(axes), label="points in a bin", ticks=ticks, format="{x:.0f}"
+    )
+    bar.minorticks_off()
+    drawn: Axes = bar.ax
+    return drawn
 
 
 def plot_series(
@@ -127,7 +158,7 @@ def plot_series(
     ax
         Where to draw; a new figure's by default.
     """
-    ax = ax if ax is not None else Figure(figsize=(6, 3.6), layout="constrained").subplots()
+    ax = ax if ax is not None else new_figure(6, 3.6).subplots()
     x = np.asarray(epoch, dtype=np.float64)
     ax.plot(
         x,
@@ -177,14 +208,13 @@ def plot_matrix(
 ) -> Axes:
     """Draw a (rows, columns) matrix of correlations, -1 to 1, each written in its cell."""
     if ax is None:
-        size = (1.4 + 1.1 * len(columns), 0.8 + 0.32 * len(rows))
-        ax = Figure(figsize=size, layout="constrained").subplots()
+        ax = new_figure(1.4 + 1.1 * len(columns), 0.8 + 0.32 * len(rows)).subplots()
     matrix = np.asarray(values, dtype=np.float64)
     ax.imshow(np.ma.masked_invalid(matrix), cmap="RdBu_r", vmin=-1, vmax=1, aspect="auto")
     ax.set_xticks(range(len(columns)), columns, rotation=30, ha="right")
     ax.set_yticks(range(len(rows)), rows)
     for (i, j), value in np.ndenumerate(matrix):
-        text = f"{value:.2f}" if np.isfinite(value) else "–"
+        text = f"{round(value, 2) + 0.0:.2f}" if np.isfinite(value) else "–"
         color = "white" if abs(value) > 0.6 else "black"
         ax.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
     return ax
@@ -194,15 +224,37 @@ def common_scale(dgms: Iterable[ArrayLike], bins: int = 40) -> Scale:
     """The bins, axes and colours that heatmaps of these diagrams share."""
     arrays = [np.asarray(dgm, dtype=np.float64).reshape(-1, 2) for dgm in dgms]
     low, high = _extent(arrays)
-    scale = Scale(bins, low, high, 1)
+    values = np.abs(np.concatenate([np.zeros(0), *(dgm.ravel() for dgm in arrays)]))
+    largest = max(abs(low), abs(high))
+    values = values[np.isfinite(values)]
+    small = np.quantile(values, 0.1) if len(values) else largest
+    width = float(np.clip(small, 1e-6 * largest, largest))
+    scale = Scale(bins, low, high, width, 1)
     fullest = max((int(heatmap_counts(dgm, scale).max()) for dgm in arrays), default=1)
     return scale._replace(fullest=max(fullest, 1))
 
 
 def heatmap_counts(dgm: ArrayLike, scale: Scale) -> NDArray[np.int64]:
     """(bins, bins) numbers of a diagram's points, births along the first axis."""
-    span = (scale.low, scale.high)
-    return persistence_histogram(dgm, scale.bins, (span, span))
+    points = np.arcsinh(np.asarray(dgm, dtype=np.float64).reshape(-1, 2) / scale.linear_width)
+    span = _asinh_span(scale)
+    return persistence_histogram(points, scale.bins, (span, span))
+
+
+def axis_ticks(scale: Scale) -> dict[float, str]:
+    """Round values along an axis of a heatmap, not too close to each other, and their labels."""
+    decades = range(6, math.floor(math.log10(scale.linear_width)) - 2, -1)
+    low, high = _asinh_span(scale)
+    ticks: dict[float, str] = {0.0: "0"} if low <= 0 <= high else {}
+    for digit, decade, sign in itertools.product((1, 5, 2), decades, (1, -1)):
+        tick = sign * digit * 10.0**decade
+        place = math.asinh(tick / scale.linear_width)
+        gaps = (abs(place - math.asinh(other / scale.linear_width)) for other in ticks)
+        if low <= place <= high and all(gap > (high - low) / 5.5 for gap in gaps):
+            power = f"10{str(decade).translate(_SUPERSCRIPTS)}"
+            short = power if digit == 1 else f"{digit}·{power}"
+            ticks[tick] = f"{tick:g}" if -3 < decade < 4 else "−" * (sign < 0) + short
+    return ticks
 
 
 def fit_value_axis(ax: Axes) -> Axes:
@@ -242,10 +294,11 @@ def short_name(name: str) -> str:
 
 
 def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
-    """A figure as PNG: the same bytes every time, as no date or version is put in."""
-    buffer = io.BytesIO()
-    FigureCanvasAgg(figure)
-    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    """A figure as PNG of 256 colours: the same bytes every time, with no date or version."""
+    drawn, buffer = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=dpi)
+    image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
+    image.save(buffer, format="png")
     return buffer.getvalue()
 
 
@@ -257,3 +310,10 @@ def _extent(dgms: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
         return 0.0, 1.0
     low, high = float(values.min()), float(values.max())
     return (low, high) if high > low else (low - 0.5, high + 0.5)
+
+
+def _asinh_span(scale: Scale) -> tuple[float, float]:
+    """Ends of the bins in asinh(loss / linear width), a hair wider than the values' own."""
+    low, high = (math.asinh(end / scale.linear_width) for end in (scale.low, scale.high))
+    hair = 1e-9 * (high - low)
+    return low - hair, high + hair

@@ -1,14 +1,15 @@
 """Primal network simplex in integers, for transport with a root that takes and gives freely.
 
 Every spanning tree of the network is a basis: the supplies alone fix the flow on its arcs, and the
-arcs' costs fix each node's potential, the cost of sending one more unit from it to the root. An arc
-whose tail could send its unit more cheaply over it enters the tree; pushing flow around the cycle it
-closes empties another arc, which leaves. When no such arc is left, tree and potentials prove each
-other optimal, exactly, for all numbers are integers.
+arcs' costs fix each node's potential, the cost of sending one more unit from it to the root. An
+arc over which its tail would send that unit more cheaply enters the tree; the cycle it closes is
+filled with flow until an arc runs empty, and that one leaves. When no such arc is left, tree and
+potentials prove each other optimal, exactly, for all numbers are integers.
 
-Trees stay strongly feasible (Cunningham 1976): an arc without flow points to the root, and of several
-arcs that block the cycle the last one, going around from its apex, leaves. So no tree comes twice.
-The entering arc is the best of a block of arcs (Grigoriadis 1986), the blocks going round and round.
+Trees stay strongly feasible (Cunningham 1976): an arc without flow points to the root, and of
+several arcs that run empty the last one, going around from the cycle's apex, leaves. So no tree
+comes twice. The entering arc is the best of a block (Grigoriadis 1986); blocks go round and round.
+The first tree joins nearest neighbours of opposite supply, and hangs everything else on the root.
 """
 
 from __future__ import annotations
@@ -20,195 +21,249 @@ from numba import njit
 from numpy.typing import NDArray
 
 BLOCK_SIZE = 64
+BLOCK_STRIDE = 8  # a block's arcs lie apart, so that they touch different parts of the tree
+N_GREEDY_ROUNDS = 3
 POTENTIAL_LIMIT = 1 << 60  # one more step beyond it still fits into 64 bits
+UNBOUNDED = 1 << 62
+
+NODE = np.dtype(
+    [
+        ("flow", np.int64),  # on the arc to the parent,
+        ("upward", np.int32),  # which points to the parent (1) or away from it (0)
+        ("parent", np.int32),
+        ("depth", np.int32),
+        ("first_child", np.int32),
+        ("next_sibling", np.int32),
+        ("previous_sibling", np.int32),
+    ]
+)
 
 
 class Network(NamedTuple):
     """Arcs without capacities; two-way arcs may carry flow in either direction."""
 
-    tail: NDArray[np.int32]
-    head: NDArray[np.int32]
+    tail: NDArray[np.uint32]
+    head: NDArray[np.uint32]
     cost: NDArray[np.int64]
     two_way: bool
 
 
 class Tree(NamedTuple):
-    """A spanning tree with its flow and potentials; the root is the last node.
+    """A spanning tree with its flow and potentials; the root is the last node."""
 
-    The arc of a node is the one to its parent: ``upward`` where it points to the parent.
-    """
-
-    parent: NDArray[np.int32]
-    depth: NDArray[np.int32]
-    first_child: NDArray[np.int32]
-    next_sibling: NDArray[np.int32]
-    previous_sibling: NDArray[np.int32]
-    upward: NDArray[np.bool_]
-    flow: NDArray[np.int64]
+    nodes: NDArray[np.void]  # of dtype NODE
     potential: NDArray[np.int64]
 
 
 def star_tree(supply: NDArray[np.int64], root_cost: NDArray[np.int64]) -> Tree:
-    """The tree in which each node trades with the root alone; no supply may be zero."""
+    """The tree in which each node trades with the root alone.
+
+    Parameters
+    ----------
+    supply : (n,) int64
+        What each node gives (> 0) or takes (< 0). The root makes up the difference.
+    root_cost : (n,) int64
+        The cost of each node's arc to (or from) the root.
+    """
     n_nodes = len(supply)
-    chain = np.arange(n_nodes + 1, dtype=np.int32)
-    first_child = np.full(n_nodes + 1, -1, dtype=np.int32)
-    first_child[n_nodes] = 0 if n_nodes else -1
-    parent = np.full(n_nodes + 1, n_nodes, dtype=np.int32)
-    parent[n_nodes] = -1
-    next_sibling = chain + np.int32(1)
-    next_sibling[n_nodes - 1 :] = -1
-    previous_sibling = chain - np.int32(1)
-    previous_sibling[n_nodes] = -1
-    return Tree(
-        parent=parent,
-        depth=(chain < n_nodes).astype(np.int32),
-        first_child=first_child,
-        next_sibling=next_sibling,
-        previous_sibling=previous_sibling,
-        upward=np.append(supply > 0, False),
-        flow=np.append(np.abs(supply), 0),
-        potential=np.append(np.sign(supply) * root_cost, 0),
-    )
+    nodes = np.zeros(n_nodes + 1, dtype=NODE)
+    nodes["flow"][:-1] = np.abs(supply)
+    nodes["upward"][:-1] = supply >= 0
+    nodes["parent"] = n_nodes
+    nodes["depth"][:-1] = 1
+    nodes["first_child"] = -1
+    nodes["first_child"][n_nodes] = 0
+    nodes["next_sibling"] = np.arange(1, n_nodes + 2)
+    nodes["next_sibling"][n_nodes - 1 :] = -1
+    nodes["previous_sibling"] = np.arange(-1, n_nodes)
+    potential = np.where(supply >= 0, root_cost, -root_cost)
+    return Tree(nodes.view(np.recarray), np.append(potential, 0))
 
 
 @njit(cache=True, nogil=True)
-def improve_tree(network: Network, tree: Tree) -> bool:
-    """Pivot until the tree is optimal; False where a potential left the range of exactness."""
-    position = 0
+def join_nearest(network: Network, tree: Tree, supply: NDArray[np.int64]) -> None:
+    """Join nodes of opposite supply that are each other's nearest, for a few rounds."""
+    nodes, potential = tree
+    root = len(supply)
+    joined = np.zeros(root, dtype=np.bool_)
+    for _ in range(N_GREEDY_ROUNDS):
+        nearest, distance = _nearest_opposite(network, supply, joined)
+        for node in range(root):
+            other = nearest[node]
+            if other < 0 or nearest[other] != node or supply[node] < 0:
+                continue
+            joined[node] = joined[other] = True
+            if supply[node] + supply[other] >= 0:  # the root still takes what is left
+                nodes[node].flow = supply[node] + supply[other]
+                _move_child(nodes, other, node)
+                nodes[other].depth = 2
+                potential[other] = potential[node] - distance[node]
+            else:
+                nodes[other].flow = -supply[node] - supply[other]
+                _move_child(nodes, node, other)
+                nodes[node].depth = 2
+                potential[node] = potential[other] + distance[node]
+
+
+@njit(cache=True, nogil=True)
+def _nearest_opposite(
+    network: Network, supply: NDArray[np.int64], joined: NDArray[np.bool_]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """For each node the unjoined neighbour of opposite supply that is nearest, and how far."""
+    root = len(supply)
+    nearest = np.full(root, -1, dtype=np.int64)
+    distance = np.full(root, UNBOUNDED, dtype=np.int64)
+    for arc in range(len(network.tail)):
+        tail, head = np.int64(network.tail[arc]), np.int64(network.head[arc])
+        if tail == root or head == root or joined[tail] or joined[head]:
+            continue
+        if np.sign(supply[tail]) * np.sign(supply[head]) >= 0:
+            continue
+        if network.cost[arc] < distance[tail]:
+            nearest[tail], distance[tail] = head, network.cost[arc]
+        if network.cost[arc] < distance[head]:
+            nearest[head], distance[head] = tail, network.cost[arc]
+    return nearest, distance
+
+
+@njit(cache=True, nogil=True)
+def improve_tree(network: Network, tree: Tree) -> None:
+    """Pivot until the tree is optimal for the network.
+
+    The arcs to and from the root are among the network's. All costs must be below 2^59.
+
+    Raises
+    ------
+    OverflowError
+        Where a potential left the range in which integers are exact; smaller costs avoid it.
+    """
+    nodes, potential = tree
+    block = 0
     while True:
-        arc, excess, position = _entering_arc(network, tree.potential, position)
+        arc, excess, block = _entering_arc(network, potential, block)
         if arc < 0:
-            return True
-        tail, head = network.tail[arc], network.head[arc]
-        if tree.potential[tail] < tree.potential[head] and network.two_way:
+            return
+        tail, head = np.int64(network.tail[arc]), np.int64(network.head[arc])
+        if network.two_way and potential[tail] < potential[head]:
             tail, head = head, tail
-        if _pivot(tree, tail, head, excess) > POTENTIAL_LIMIT:
-            return False
+        amount, leaving, is_below_tail = _leaving_arc(nodes, tail, head)
+        if amount > 0:
+            _push(nodes, tail, head, amount)
+        if is_below_tail:
+            _hang(nodes, leaving, tail, head, np.int64(1), amount)
+            largest = _shift(nodes, potential, tail, -excess)
+        else:
+            _hang(nodes, leaving, head, tail, np.int64(0), amount)
+            largest = _shift(nodes, potential, head, excess)
+        if largest > POTENTIAL_LIMIT:
+            raise OverflowError("a potential left the range of exact integers")
 
 
 @njit(cache=True, nogil=True)
 def _entering_arc(
-    network: Network, potential: NDArray[np.int64], position: int
+    network: Network, potential: NDArray[np.int64], block: int
 ) -> tuple[int, int, int]:
-    """The arc of largest saving in the first block that has one, the saving, the next block."""
+    """The most wasteful arc of the first block that has one, its excess, and the next block."""
     tail, head, cost = network.tail, network.head, network.cost
     n_arcs = len(tail)
-    back = -1 if network.two_way else 0  # a mask: the way back counts too
-    n_seen = 0
-    while n_seen < n_arcs:
+    span = BLOCK_SIZE * BLOCK_STRIDE
+    n_blocks = (n_arcs + span - 1) // span * BLOCK_STRIDE
+    two_way = np.int64(-1) if network.two_way else np.int64(0)
+    for _ in range(n_blocks):
+        first = block // BLOCK_STRIDE * span + block % BLOCK_STRIDE
+        block = (block + 1) % n_blocks
         best, largest = -1, np.int64(0)
-        end = min(position + BLOCK_SIZE, n_arcs)
-        for arc in range(position, end):
+        for arc in range(first, min(first + span, n_arcs), BLOCK_STRIDE):
             drop = potential[tail[arc]] - potential[head[arc]]
-            sign = (drop >> 63) & back
-            excess = ((drop ^ sign) - sign) - cost[arc]
+            sign = (drop >> 63) & two_way
+            excess = (drop ^ sign) - sign - cost[arc]
             if excess > largest:
                 best, largest = arc, excess
-        n_seen += end - position
-        position = end if end < n_arcs else 0
         if best >= 0:
-            return best, largest, position
-    return -1, np.int64(0), position
+            return best, largest, block
+    return -1, np.int64(0), block
 
 
 @njit(cache=True, nogil=True)
-def _pivot(tree: Tree, tail: int, head: int, excess: int) -> int:
-    """Bring the arc from tail to head into the tree; the largest potential that was changed."""
-    amount, leaving, is_tail_side = _leaving_arc(tree, tail, head)
-    if amount > 0:
-        _push(tree, tail, head, amount)
-    if is_tail_side:
-        _hang(tree, leaving, tail, head, True, amount)
-        return _shift(tree, tail, -excess)
-    _hang(tree, leaving, head, tail, False, amount)
-    return _shift(tree, head, excess)
-
-
-@njit(cache=True, nogil=True)
-def _leaving_arc(tree: Tree, tail: int, head: int) -> tuple[int, int, bool]:
-    """The flow that the cycle takes, the node whose arc it empties, whether below the tail."""
-    parent, depth, upward, flow = tree.parent, tree.depth, tree.upward, tree.flow
-    unbounded = np.int64(1) << 62
-    from_tail, tail_node = unbounded, -1
-    from_head, head_node = unbounded, -1
+def _leaving_arc(nodes: NDArray[np.void], tail: int, head: int) -> tuple[int, int, bool]:
+    """The flow that the cycle takes, the node whose arc runs empty, whether below the tail."""
+    from_tail, tail_node = np.int64(UNBOUNDED), tail
+    from_head, head_node = np.int64(UNBOUNDED), head
     while tail != head:
-        if depth[tail] >= depth[head]:
-            if upward[tail] and flow[tail] < from_tail:
-                from_tail, tail_node = flow[tail], tail
-            tail = parent[tail]
-        else:
-            if not upward[head] and flow[head] <= from_head:
-                from_head, head_node = flow[head], head
-            head = parent[head]
+        climb_tail = nodes[tail].depth >= nodes[head].depth
+        climb_head = nodes[head].depth >= nodes[tail].depth
+        if climb_tail:
+            room = nodes[tail].flow if nodes[tail].upward else np.int64(UNBOUNDED)
+            if room < from_tail:
+                from_tail, tail_node = room, tail
+            tail = np.int64(nodes[tail].parent)
+        if climb_head:
+            room = np.int64(UNBOUNDED) if nodes[head].upward else nodes[head].flow
+            if room <= from_head:
+                from_head, head_node = room, head
+            head = np.int64(nodes[head].parent)
     if from_head <= from_tail:
         return from_head, head_node, False
     return from_tail, tail_node, True
 
 
 @njit(cache=True, nogil=True)
-def _push(tree: Tree, tail: int, head: int, amount: int) -> None:
+def _push(nodes: NDArray[np.void], tail: int, head: int, amount: int) -> None:
     """Send flow from the apex down to the tail, and from the head up to the apex."""
-    parent, depth, upward, flow = tree.parent, tree.depth, tree.upward, tree.flow
     while tail != head:
-        if depth[tail] >= depth[head]:
-            flow[tail] += -amount if upward[tail] else amount
-            tail = parent[tail]
+        if nodes[tail].depth >= nodes[head].depth:
+            nodes[tail].flow += -amount if nodes[tail].upward else amount
+            tail = np.int64(nodes[tail].parent)
         else:
-            flow[head] += amount if upward[head] else -amount
-            head = parent[head]
+            nodes[head].flow += amount if nodes[head].upward else -amount
+            head = np.int64(nodes[head].parent)
 
 
 @njit(cache=True, nogil=True)
-def _hang(tree: Tree, top: int, node: int, below: int, points_up: bool, amount: int) -> None:
+def _hang(nodes: NDArray[np.void], top: int, node: int, below: int, upward: int, flow: int) -> None:
     """Cut the subtree of ``top`` off, and hang it by its ``node`` below another node."""
-    parent, upward, flow = tree.parent, tree.upward, tree.flow
     while True:
-        old_parent, old_upward, old_flow = parent[node], upward[node], flow[node]
-        _remove_child(tree, node)
-        _add_child(tree, node, below)
-        upward[node], flow[node] = points_up, amount
+        parent = np.int64(nodes[node].parent)
+        old_upward, old_flow = np.int64(nodes[node].upward), nodes[node].flow
+        _move_child(nodes, node, below)
+        nodes[node].upward, nodes[node].flow = upward, flow
         if node == top:
             return
-        below, node, points_up, amount = node, old_parent, not old_upward, old_flow
+        below, node, upward, flow = node, parent, 1 - old_upward, old_flow
 
 
 @njit(cache=True, nogil=True)
-def _remove_child(tree: Tree, node: int) -> None:
-    left, right = tree.previous_sibling[node], tree.next_sibling[node]
+def _move_child(nodes: NDArray[np.void], node: int, parent: int) -> None:
+    """Take a node out of its parent's children, and put it first among another's."""
+    left, right = nodes[node].previous_sibling, nodes[node].next_sibling
     if left >= 0:
-        tree.next_sibling[left] = right
+        nodes[left].next_sibling = right
     else:
-        tree.first_child[tree.parent[node]] = right
+        nodes[nodes[node].parent].first_child = right
     if right >= 0:
-        tree.previous_sibling[right] = left
+        nodes[right].previous_sibling = left
+    right = nodes[parent].first_child
+    if right >= 0:
+        nodes[right].previous_sibling = node
+    nodes[parent].first_child = node
+    nodes[node].parent = parent
+    nodes[node].previous_sibling, nodes[node].next_sibling = -1, right
 
 
 @njit(cache=True, nogil=True)
-def _add_child(tree: Tree, node: int, parent: int) -> None:
-    right = tree.first_child[parent]
-    tree.parent[node] = parent
-    tree.first_child[parent] = node
-    tree.previous_sibling[node], tree.next_sibling[node] = -1, right
-    if right >= 0:
-        tree.previous_sibling[right] = node
-
-
-@njit(cache=True, nogil=True)
-def _shift(tree: Tree, top: int, shift: int) -> int:
-    """Add to the potentials of a subtree, and renew its depths; the largest potential there."""
-    parent, depth, potential = tree.parent, tree.depth, tree.potential
+def _shift(nodes: NDArray[np.void], potential: NDArray[np.int64], top: int, shift: int) -> int:
+    """Add to the potentials below ``top``, and renew the depths; the largest potential there."""
     largest = np.int64(0)
     node = top
     while True:
         potential[node] += shift
         largest = max(largest, abs(potential[node]))
-        depth[node] = depth[parent[node]] + 1
-        if tree.first_child[node] >= 0:
-            node = tree.first_child[node]
+        nodes[node].depth = nodes[nodes[node].parent].depth + 1
+        if nodes[node].first_child >= 0:
+            node = np.int64(nodes[node].first_child)
             continue
-        while node != top and tree.next_sibling[node] < 0:
-            node = parent[node]
+        while node != top and nodes[node].next_sibling < 0:
+            node = np.int64(nodes[node].parent)
         if node == top:
             return largest
-        node = tree.next_sibling[node]
+        node = np.int64(nodes[node].next_sibling)

@@ -21,6 +21,8 @@ from lltopo.figures import (
     Scale,
     common_scale,
     fit_value_axis,
+    new_figure,
+    plot_colorbar,
     plot_heatmap,
     plot_lost_epochs,
     plot_matrix,
@@ -70,7 +72,7 @@ def summary_plate(results: Results) -> Plate:
     figure, axes = _stacked(len(TREES))
     for ax, tree in zip(axes, TREES, strict=True):
         _plot_topology(results, "total_persistence", "val", tree, ax)
-        ax.set(title=_capital(TREE_NAMES[tree]), ylabel="total persistence (loss)")
+        ax.set(title=_capital(TREE_NAMES[tree]), ylabel=_total_label(results))
     caption = (
         "Total persistence of the losses on validation data by epoch, of the join tree (maxima) "
         "above, of the split tree (minima) below. Lower is smoother."
@@ -105,7 +107,7 @@ def persistence_plates(results: Results) -> Iterator[Plate]:
     for number, (tree, split) in enumerate(FIELDS, start=3):
         figure, (ax,) = _stacked(1)
         _plot_topology(results, "total_persistence", split, tree, ax)
-        ax.set(title=_title(tree, split), ylabel="total persistence (loss)")
+        ax.set(title=_title(tree, split), ylabel=_total_label(results))
         caption = f"Total persistence of the {TREE_NAMES[tree]} on {SPLIT_NAMES[split]}."
         numbers = [
             (
@@ -175,7 +177,7 @@ def correlation_plates(results: Results) -> Iterator[Plate]:
         series = list(dict.fromkeys((row["measure"], row["tree"], row["run"]) for row in rows))
         targets = list(dict.fromkeys(row["target"] for row in rows))
         names = [f"{m.replace('_', ' ')}, {tree}, {short_name(run)}" for m, tree, run in series]
-        figure = Figure(figsize=(6.2, 1.4 + 0.56 * len(series)), layout="constrained")
+        figure = new_figure(6.2, 1.4 + 0.56 * len(series))
         for ax, differenced in zip(figure.subplots(2, 1, sharex=True), (False, True), strict=True):
             values = np.full((len(series), len(targets)), np.nan)
             for row in matching(rows, differenced=differenced):
@@ -224,7 +226,7 @@ def _heatmap_number(field: int, run: int, change: int) -> str:
 def _heatmaps(panels: Sequence[tuple[str, NDArray[np.float64] | str]], scale: Scale) -> Figure:
     """Heatmaps two in a row, with one colour bar."""
     n_rows, n_columns = -(-len(panels) // 2), min(2, len(panels))
-    figure = Figure(figsize=(0.9 + 2.35 * n_columns, 0.3 + 2.5 * n_rows), layout="constrained")
+    figure = new_figure(0.9 + 2.35 * n_columns, 0.4 + 2.4 * n_rows)
     axes = figure.subplots(n_rows, n_columns, squeeze=False, sharex=True, sharey=True).ravel()
     for ax, (title, content) in zip(axes, panels, strict=False):
         drawn = np.empty((0, 2)) if isinstance(content, str) else content
@@ -235,13 +237,13 @@ def _heatmaps(panels: Sequence[tuple[str, NDArray[np.float64] | str]], scale: Sc
         ax.label_outer()
     for ax in axes[len(panels) :]:
         ax.remove()
-    figure.colorbar(axes[0].collections[0], ax=list(axes[: len(panels)]), label="points in a bin")
+    plot_colorbar(list(axes[: len(panels)]))
     return figure
 
 
 def _stacked(n: int, *, sharey: bool = False) -> tuple[Figure, list[Axes]]:
     """A figure of ``n`` panels one above the other, narrow enough for a phone."""
-    figure = Figure(figsize=(5.6, 3.5 if n == 1 else 2.5 * n), layout="constrained")
+    figure = new_figure(5.6, 3.5 if n == 1 else 2.5 * n)
     return figure, list(figure.subplots(n, 1, squeeze=False, sharex=True, sharey=sharey)[:, 0])
 
 
@@ -284,10 +286,18 @@ def _plot_runs(
             plot_lost_epochs(list(lost), label=label, style=style, ax=ax)
     for text in ax.legend(fontsize="small", framealpha=0.85).get_texts():
         text.set_parse_math(False)
+    ax.label_outer()
 
 
 def _last_epochs(results: Results) -> list[tuple[str, int]]:
     return [(run, epochs(results, run)[-1]) for run in results.runs]
+
+
+def _total_label(results: Results) -> str:
+    degree = results.study.analysis.degree
+    return (
+        "total persistence (loss)" if degree == 1 else f"total persistence (loss$^{{{degree:g}}}$)"
+    )
 
 
 def _title(tree: Tree, split: Split) -> str:

@@ -149,7 +149,11 @@ def split_metrics(split: str, table: LossTable) -> dict[str, Any]:
     accuracy = None
     if table.label is not None and table.prediction is not None:
         accuracy = float(np.mean(table.label == table.prediction))
-    return {"split": split, "loss": float(np.mean(table.loss, dtype=np.float64)), "accuracy": accuracy}
+    return {
+        "split": split,
+        "loss": float(np.mean(table.loss, dtype=np.float64)),
+        "accuracy": accuracy,
+    }
 
 
 def _in_sample_order(pieces: list[tuple[NDArray[Any], ...]], what: str) -> LossTable:

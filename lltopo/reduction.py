@@ -42,10 +42,10 @@ class Findings(NamedTuple):
 def series_is_current(out: Place, study: Study, findings: Findings) -> bool:
     """Whether all tables are there and were made of just these diagrams and settings."""
     stamp = footer(out / "series.parquet")
-    others = all(footer(out / f"{name}.parquet") for name in ("metrics", "correlations"))
+    others = [footer(out / f"{name}.parquet") for name in ("metrics", "correlations")]
     return (
         stamp is not None
-        and others
+        and None not in others
         and len(findings.metadata) == len(findings.fields)
         and stamp.get("inputs") == series_digest(findings.metadata, study.analysis)
         and int(stamp.get("verified", 0)) >= min(study.analysis.verify, len(findings.fields))
@@ -97,8 +97,10 @@ def write_series(
         tables.write_table(out / "contours.parquet", contours, tables.CONTOURS)
     stamp = {"inputs": series_digest(findings.metadata, analysis), "verified": str(len(verified))}
     tables.write_table(out / "series.parquet", rows, tables.SERIES, stamp)
-    return [f"{field.run}, {field.split}, epoch {field.epoch}: {reason}"
-            for field, reason in sorted(failures.items())]
+    return [
+        f"{field.run}, {field.split}, epoch {field.epoch}: {reason}"
+        for field, reason in sorted(failures.items())
+    ]
 
 
 def _disagreements(

@@ -26,6 +26,7 @@ from lltopo.results import (
     Results,
     epochs,
     initial_rate,
+    milestones,
     not_ok,
     read_diagram,
     read_results,
@@ -188,7 +189,9 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
         "samples are over the graph of their nearest neighbours.",
         tuple(map(_image, plates.persistence_plates(results))),
     )
-    yield Section("heatmaps", "Persistence diagrams as heatmaps", "", tuple(heatmaps))
+    yield Section(
+        "heatmaps", "Persistence diagrams as heatmaps", _heatmap_text(results), tuple(heatmaps)
+    )
     yield Section(
         "distances",
         "Wasserstein distance to the last epoch",
@@ -204,6 +207,21 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
         "Without epoch 0 and the reference epoch. Two trends always correlate: the first "
         "differences say whether the two also move together from epoch to epoch.",
         tuple(map(_image, plates.correlation_plates(results))),
+    )
+
+
+def _heatmap_text(results: Results) -> str:
+    changes = {run: len(milestones(results, run)) for run in results.runs}
+    text = (
+        "Before and after each change of the learning rate, and after the last epoch. Those of one "
+        "tree and split share bins, axes and colours. "
+    )
+    if set(changes.values()) == {3} and len(changes) == 2:
+        return text
+    told = ", ".join(f"{run}: {n or 'none'}" for run, n in changes.items())
+    return (
+        f"{text}The thesis’s 7.7 to 7.30 show two runs with three changes each; "
+        f"known changes of this study: {told}."
     )
 
 

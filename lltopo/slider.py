@@ -14,7 +14,7 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from lltopo.figures import COLOUR_MAP, Scale, common_scale, heatmap_counts
+from lltopo.figures import COLOUR_MAP, Scale, axis_ticks, common_scale, heatmap_counts
 from lltopo.plates import Diagrams, heatmap_epochs
 from lltopo.results import Results, epochs, milestones, topology_rows, training_rows
 from lltopo.study import SPLITS, Split
@@ -45,7 +45,6 @@ def slider_frame(results: Results) -> dict[str, Any]:
         "runs": list(results.runs),
         "epochs": shown_epochs(results),
         "milestones": sorted({m for run in results.runs for m in milestones(results, run)}),
-        "bins": results.study.report.bins,
         "colours": [to_hex(stop) for stop in stops],
     }
 
@@ -73,7 +72,7 @@ def slider_view(results: Results, split: Split, tree: Tree, dgms: Diagrams) -> d
                 if row["epoch"] in shown
             ]
         )
-    return {"low": scale.low, "high": scale.high, "fullest": scale.fullest, "runs": views}
+    return scale._asdict() | {"ticks": list(axis_ticks(scale).items()), "runs": views}
 
 
 def _cells(dgm: NDArray[np.float64] | str, scale: Scale) -> list[int]:

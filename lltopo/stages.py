@@ -12,8 +12,6 @@ from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-import yaml
-
 from lltopo.analysis import current_metadata, write_field_diagrams
 from lltopo.data import graph_features, load_data
 from lltopo.errors import InputError
@@ -36,7 +34,8 @@ from lltopo.storage import (
     remove_partial_files,
     write_bytes,
 )
-from lltopo.study import SPLITS, LossesData, Study, changed_keys, resolved_study, study_yaml
+from lltopo.study import SPLITS, LossesData, Study, changed_keys
+from lltopo.study_files import parsed_study, study_yaml
 from lltopo.tables import Field, complete_epochs, is_complete, metrics_file, read_table
 
 Notify = Callable[[str, int, int, str], None]
@@ -44,7 +43,6 @@ Notify = Callable[[str, int, int, str], None]
 
 Futures = Mapping[str, "Future[None]"]
 
-STAGES = ("graph", "train", "analyze", "report")
 _TRAIN_STATE = ".train"
 _TICK_SECONDS = 0.5
 
@@ -58,7 +56,7 @@ class Session(NamedTuple):
 
 
 def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
-    """Carry out some of ``STAGES``, resuming whatever is done.
+    """Carry out some of graph, train, analyze and report, resuming whatever is done.
 
     Returns
     -------
@@ -103,7 +101,7 @@ def open_results(study: Study, out: Place) -> None:
     content = study_yaml(study).encode()
     before = read_bytes(target) if exists(target) else None
     if before is not None:
-        changed = changed_keys(resolved_study(yaml.safe_load(before), str(target)), study)
+        changed = changed_keys(parsed_study(before, str(target)), study)
         if changed:
             raise InputError(
                 f"{target}: the results there were made by another study: {'; '.join(changed)}. "
@@ -224,7 +222,7 @@ def arriving_fields(
 
     Ends when all have arrived, or when every training has ended.
     """
-    study, out, _ = session
+    out = session.out
     waiting = list(pending)
     told: dict[str, int] = {}
     while True:
@@ -317,9 +315,7 @@ def _features_origin(study: Study, split: str) -> dict[str, Any]:
     return {"data": study.data.model_dump(mode="json", exclude={"mean", "std"})}
 
 
-def _new_graph(
-    session: Session, split: str, features: Any, origin: Mapping[str, Any]
-) -> MadeGraph:
+def _new_graph(session: Session, split: str, features: Any, origin: Mapping[str, Any]) -> MadeGraph:
     graph = session.study.graph
     if graph.k >= len(features):
         raise InputError(

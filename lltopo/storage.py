@@ -7,9 +7,11 @@ would commit what had been written so far.
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import uuid
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -19,6 +21,9 @@ from pyarrow import fs as pafs
 from lltopo.errors import InputError
 
 _PARTIAL = ".partial"
+# what no second try would mend: the fault is the path's
+_UNWRITABLE = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ENAMETOOLONG, errno.ENOENT}
+_UNWRITABLE |= {errno.ENOTDIR, errno.EPERM, errno.EROFS}
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 
 
@@ -38,12 +43,23 @@ class Place(NamedTuple):
 
     @property
     def is_local(self) -> bool:
+        """Whether it lies on a disk of this machine."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
 
 def place(uri: str | os.PathLike[str]) -> Place:
-    """The place that a path or a URI (``file``, ``s3``, ``gs``) names; a relative path is
-    relative to the working folder."""
+    """Return the place that a path or a URI (``file``, ``s3``, ``gs``) names.
+
+    Parameters
+    ----------
+    uri
+        A relative path is relative to the working folder.
+
+    Raises
+    ------
+    InputError
+        For a URI that no file system takes.
+    """
     text = os.fspath(uri)
     if "://" not in text:
         return Place(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
@@ -58,7 +74,14 @@ def place(uri: str | os.PathLike[str]) -> Place:
 
 
 def safe_name(name: str, what: str) -> str:
-    """``name`` itself, where it may become a part of a path.
+    """Return ``name`` itself, where it may become a part of a path.
+
+    Parameters
+    ----------
+    name
+        Perhaps a person's.
+    what
+        The key or argument that it is the value of, for the error.
 
     Raises
     ------
@@ -75,7 +98,13 @@ def safe_name(name: str, what: str) -> str:
 
 
 def write_bytes(target: Place, content: bytes) -> None:
-    """Write a whole file, or none; a file already there is replaced in one step."""
+    """Write a whole file, or none; a file already there is replaced in one step.
+
+    Raises
+    ------
+    InputError
+        Where the path is one that cannot be written, such as below a regular file.
+    """
     if not target.is_local:
         with target.filesystem.open_output_stream(target.path) as stream:
             stream.write(content)
@@ -86,24 +115,26 @@ def write_bytes(target: Place, content: bytes) -> None:
         final.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
         partial.replace(final)
-    except (FileExistsError, NotADirectoryError, PermissionError) as error:
+    except OSError as error:
+        if error.errno not in _UNWRITABLE:
+            raise
         raise InputError(
             f"{target}: cannot be written: {error.strerror}. Choose another folder with --out."
         ) from error
     finally:
-        if partial.parent.is_dir():
-            partial.unlink(missing_ok=True)
+        with suppress(OSError):
+            partial.unlink()
 
 
 def read_bytes(source: Place) -> bytes:
-    """The content of a file; FileNotFoundError where there is none."""
+    """Return the content of a file; FileNotFoundError where there is none."""
     with source.filesystem.open_input_file(source.path) as stream:
         content: bytes = stream.read()
     return content
 
 
 def exists(target: Place) -> bool:
-    """Whether a file or folder is there."""
+    """Say whether a file or folder is there."""
     try:
         info = target.filesystem.get_file_info(target.path)
     except NotADirectoryError:
@@ -112,8 +143,10 @@ def exists(target: Place) -> bool:
 
 
 def files_below(folder: Place) -> list[str]:
-    """Paths of all files below a folder, relative to it and sorted; none for a missing one."""
+    """List all files below a folder, relative to it and sorted; none where there is no folder."""
     root = folder.path.rstrip("/") + "/"
+    if folder.filesystem.get_file_info(folder.path).type == pafs.FileType.File:
+        return []
     selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
     return sorted(
         info.path.removeprefix(root)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -101,8 +102,12 @@ CONTOURS = pa.schema(
 )
 
 
+_LOSSES_NAME = re.compile(r"run=([^/]+)/split=([^/]+)/epoch=(\d+)/part-0\.parquet")
+_METRICS_NAME = re.compile(r"epoch=(\d+)/part-0\.parquet")
+
+
 class Field(NamedTuple):
-    """Which field: the losses of one split's samples after one epoch of one run."""
+    """Name a field: the losses of one split's samples after one epoch of one run."""
 
     run: str
     split: str
@@ -110,7 +115,14 @@ class Field(NamedTuple):
 
 
 class LossTable(NamedTuple):
-    """Per-sample losses in sample order; labels and predictions are -1 where unknown."""
+    """Per-sample losses in sample order.
+
+    Attributes
+    ----------
+    loss : (n,) float32
+    label, prediction : (n,) int16
+        -1 where unknown; None where all are.
+    """
 
     loss: NDArray[np.float32]
     label: NDArray[np.int16] | None
@@ -118,44 +130,36 @@ class LossTable(NamedTuple):
 
 
 def losses_file(losses: Place, field: Field) -> Place:
-    """A field's loss table in a ``losses`` folder."""
+    """Return where a field's loss table lies in a ``losses`` folder."""
     return losses / f"run={field.run}/split={field.split}/epoch={field.epoch:05d}/part-0.parquet"
 
 
 def metrics_file(out: Place, run: str, epoch: int) -> Place:
-    """The metrics of both splits after one epoch."""
+    """Return where the metrics of a run's splits after one epoch lie."""
     return out / f"metrics/run={run}/epoch={epoch:05d}/part-0.parquet"
 
 
 def diagram_file(out: Place, field: Field, tree: Tree) -> Place:
-    """A field's persistence diagram of one tree."""
+    """Return where a field's persistence diagram of one tree lies."""
     epoch = f"epoch={field.epoch:05d}"
     return out / f"diagrams/run={field.run}/split={field.split}/tree={tree}/{epoch}/part-0.parquet"
 
 
 def fields_in(losses: Place) -> list[Field]:
-    """The fields whose loss tables lie in a ``losses`` folder, sorted."""
-    found = []
-    for name in files_below(losses):
-        keys = dict(part.partition("=")[::2] for part in name.split("/")[:-1])
-        if name.endswith("/part-0.parquet") and keys.keys() == {"run", "split", "epoch"}:
-            found.append(Field(keys["run"], keys["split"], int(keys["epoch"])))
-    return sorted(found)
+    """List the fields whose loss tables lie in a ``losses`` folder, sorted."""
+    names = [_LOSSES_NAME.fullmatch(name) for name in files_below(losses)]
+    return sorted(Field(name[1], name[2], int(name[3])) for name in names if name)
 
 
 def complete_epochs(out: Place, run: str, splits: Sequence[str]) -> set[int]:
-    """The epochs of a run whose metrics and loss tables of all ``splits`` are there, whole."""
-    folder = out / f"metrics/run={run}"
-    epochs = {
-        int(name.split("/")[0].removeprefix("epoch="))
-        for name in files_below(folder)
-        if name.endswith("/part-0.parquet")
-    }
+    """Return the epochs of a run of which `is_complete` holds."""
+    names = [_METRICS_NAME.fullmatch(name) for name in files_below(out / f"metrics/run={run}")]
+    epochs = {int(name[1]) for name in names if name}
     return {epoch for epoch in epochs if is_complete(out, run, epoch, splits)}
 
 
 def is_complete(out: Place, run: str, epoch: int, splits: Sequence[str]) -> bool:
-    """Whether an epoch's metrics and the loss tables of all ``splits`` are there, whole."""
+    """Say whether an epoch's metrics and the loss tables of all ``splits`` are there, whole."""
     files = [metrics_file(out, run, epoch)]
     files += [losses_file(out / "losses", Field(run, split, epoch)) for split in splits]
     return all(footer(file) is not None for file in files)
@@ -181,39 +185,36 @@ def write_losses(losses: Place, field: Field, table: LossTable) -> None:
 
 
 def read_losses(losses: Place, field: Field) -> LossTable:
-    """One field's loss table.
+    """Read one field's loss table, perhaps somebody else's.
 
     Raises
     ------
     InputError
-        Where the file is damaged, lacks a column or its samples are not 0, 1, 2, ...
+        Where the file is damaged, lacks a column, has one of another type, or its samples are
+        not 0, 1, 2, ...
     """
     source = losses_file(losses, field)
     table = read_table(source)
-    for name in ("sample", "loss"):
-        if name not in table.column_names:
-            raise InputError(
-                f"{source}: {name}: no such column: expected {LOSSES.names}, "
-                f"got {table.column_names}. Write it with LossRecorder."
-            )
-    sample = table["sample"].to_numpy()
+    sample, loss = (_column(source, table, name).to_numpy() for name in ("sample", "loss"))
     if not np.array_equal(sample, np.arange(len(sample))):
         raise InputError(
             f"{source}: sample: is not in sample order: expected 0, 1, 2, ... once each. "
             "Sort the table by sample."
         )
-    loss = np.ascontiguousarray(table["loss"].to_numpy(), dtype=np.float32)
-    return LossTable(loss, _plain(table, "label"), _plain(table, "prediction"))
+    label, prediction = (_optional_column(source, table, name) for name in ("label", "prediction"))
+    return LossTable(np.ascontiguousarray(loss, dtype=np.float32), label, prediction)
 
 
 def losses_digest(loss: NDArray[np.float32]) -> str:
-    """SHA-256 of the losses' bytes."""
+    """Return the SHA-256 of the losses' bytes."""
     return hashlib.sha256(np.ascontiguousarray(loss, dtype="<f4").tobytes()).hexdigest()
 
 
 def recorded_digest(losses: Place, field: Field) -> str | None:
-    """The digest of a complete loss table, from its metadata where it is there; None for a
-    table that is absent or damaged."""
+    """Return the digest of a loss table, from its metadata where it is there.
+
+    None for a table that is absent or cut short.
+    """
     metadata = footer(losses_file(losses, field))
     if metadata is None:
         return None
@@ -221,7 +222,7 @@ def recorded_digest(losses: Place, field: Field) -> str | None:
 
 
 def read_table(source: Place, schema: pa.Schema | None = None) -> pa.Table:
-    """A whole Parquet file; InputError where it is absent or damaged."""
+    """Read a whole Parquet file, checking its pages; InputError where it is absent or damaged."""
     try:
         table = pq.read_table(
             pa.BufferReader(read_bytes(source)), page_checksum_verification=True, schema=schema
@@ -252,7 +253,7 @@ def write_columns(target: Place, table: pa.Table, metadata: Mapping[str, str]) -
 
 
 def footer(source: Place) -> dict[str, str] | None:
-    """The metadata of a complete Parquet file; None where it is absent or cut short."""
+    """Return our metadata of a complete Parquet file; None where it is absent or cut short."""
     if not exists(source):
         return None
     try:
@@ -260,7 +261,9 @@ def footer(source: Place) -> dict[str, str] | None:
             metadata = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError):
         return None
-    return {key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"}
+    return {
+        key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"
+    }
 
 
 def _write(target: Place, table: pa.Table, **encoding: Any) -> None:
@@ -281,8 +284,25 @@ def _nullable(values: NDArray[np.int16] | None, n: int) -> pa.Array:
     return pa.array(np.asarray(values, dtype=np.int16), mask=np.asarray(values) < 0)
 
 
-def _plain(table: pa.Table, name: str) -> NDArray[np.int16] | None:
+def _column(source: Place, table: pa.Table, name: str) -> pa.ChunkedArray:
+    """Return a column in the type that it has in `LOSSES`."""
+    if name not in table.column_names:
+        raise InputError(
+            f"{source}: {name}: no such column: expected {LOSSES.names}, "
+            f"got {table.column_names}. Write it with LossRecorder."
+        )
+    wanted = LOSSES.field(name).type
+    try:
+        return table[name].cast(wanted)
+    except pa.ArrowException as error:
+        raise InputError(
+            f"{source}: {name}: has a wrong type: expected {wanted}, got {table[name].type}: "
+            f"{str(error).splitlines()[0]}. Write it with LossRecorder."
+        ) from error
+
+
+def _optional_column(source: Place, table: pa.Table, name: str) -> NDArray[np.int16] | None:
     if name not in table.column_names or table[name].null_count == len(table):
         return None
-    filled: NDArray[np.int16] = table[name].fill_null(-1).to_numpy().astype(np.int16)
+    filled: NDArray[np.int16] = _column(source, table, name).fill_null(-1).to_numpy()
     return filled

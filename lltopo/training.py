@@ -20,7 +20,8 @@ import ray.train.torch
 from lltopo.errors import InputError
 from lltopo.fanout import cluster_total
 from lltopo.storage import Place
-from lltopo.study import Study, resolved_study
+from lltopo.study import LossesData, Study
+from lltopo.study_files import resolved_study
 
 _MAX_FAILURES = 3
 
@@ -103,6 +104,7 @@ def _train_worker(config: dict[str, Any]) -> None:
     from lltopo.loop import Worker, train_run
 
     study = resolved_study(config["study"], "study")
+    assert not isinstance(study.data, LossesData)
     context = ray.train.get_context()
     worker = Worker(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()

@@ -130,5 +130,3 @@ def transport_cost(
 def _sorted(points: NDArray[np.float64]) -> NDArray[np.float64]:
     # + 0.0 makes -0.0 a plain 0.0, as negating a field leaves them
     return (points[np.lexsort((points[:, 1], points[:, 0]))]) + 0.0
-
-

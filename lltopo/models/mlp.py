@@ -11,9 +11,7 @@ from torch import Tensor, nn
 class Mlp(nn.Module):
     """Linear layers of the ``hidden`` widths with ReLU between them."""
 
-    def __init__(
-        self, input_shape: tuple[int, ...], n_classes: int, hidden: Sequence[int]
-    ) -> None:
+    def __init__(self, input_shape: tuple[int, ...], n_classes: int, hidden: Sequence[int]) -> None:
         super().__init__()
         widths = [math.prod(input_shape), *hidden]
         layers: list[nn.Module] = [nn.Flatten()]

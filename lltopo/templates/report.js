@@ -16,15 +16,12 @@
       : String(Number(value.toPrecision(4)));
   };
 
-  const ticks = (low, high) => {
-    const rough = (high - low) / 4;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = power * [1, 2, 5, 10].find((factor) => factor * power >= rough);
-    const found = [];
-    for (let tick = Math.ceil(low / step) * step; tick <= high + step * 1e-9; tick += step) {
-      found.push(Number(tick.toPrecision(6)));
-    }
-    return found;
+  // bins and axes are even in asinh(loss / linear width)
+  const place = (view, value, side) => {
+    const [at, low, high] = [value, view.low, view.high].map((loss) =>
+      Math.asinh(loss / view.linear_width),
+    );
+    return ((at - low) / (high - low)) * side;
   };
 
   const drawAxes = (pen, view, box) => {
@@ -32,20 +29,19 @@
     pen.font = "12px system-ui, sans-serif";
     pen.lineWidth = 1;
     pen.strokeRect(box.left, box.top, box.side, box.side);
-    pen.globalAlpha = 0.5;
+    pen.strokeStyle = "#808080";
     pen.beginPath();
     pen.moveTo(box.left, box.top + box.side);
     pen.lineTo(box.left + box.side, box.top);
     pen.stroke();
-    pen.globalAlpha = 1;
-    const place = (value) => ((value - view.low) / (view.high - view.low)) * box.side;
-    for (const tick of ticks(view.low, view.high)) {
+    for (const [tick, label] of view.ticks) {
+      const at = place(view, tick, box.side);
       pen.textAlign = "center";
       pen.textBaseline = "top";
-      pen.fillText(String(tick), box.left + place(tick), box.top + box.side + 5);
+      pen.fillText(label, box.left + at, box.top + box.side + 5);
       pen.textAlign = "right";
       pen.textBaseline = "middle";
-      pen.fillText(String(tick), box.left - 5, box.top + box.side - place(tick));
+      pen.fillText(label, box.left - 5, box.top + box.side - at);
     }
     pen.textAlign = "center";
     pen.textBaseline = "bottom";
@@ -59,15 +55,17 @@
   };
 
   const drawCells = (pen, view, cells, box) => {
-    const size = box.side / data.bins;
+    const size = box.side / view.bins;
     const top = Math.log(Math.max(view.fullest, 2));
     let bin = 0;
+    pen.fillStyle = "#ffffff";
+    pen.fillRect(box.left, box.top, box.side, box.side);
     for (let i = 0; i < cells.length; i += 2) {
       bin += cells[i];
       const shade = Math.round((Math.log(cells[i + 1]) / top) * (data.colours.length - 1));
       pen.fillStyle = data.colours[shade];
-      const birth = Math.floor(bin / data.bins);
-      const death = bin % data.bins;
+      const birth = Math.floor(bin / view.bins);
+      const death = bin % view.bins;
       pen.fillRect(
         box.left + birth * size,
         box.top + box.side - (death + 1) * size,

@@ -1,0 +1,202 @@
+"""Optimal matchings of any order p, as a bipartite flow whose arcs are found as they are needed.
+
+For p > 1 the costs c^p know no triangle inequality: a unit goes from a point of one diagram
+straight to one of the other, or to the diagonal. Of all pairs only few are ever worth an arc. A
+network simplex solves the problem on some; its prices tell which pairs it misses, those that cost
+less than the prices of their two points; the most wasteful of them are added, until none is left
+(column generation, Ford and Fulkerson 1958).
+
+A pair is looked for from its dearer point, whose price bounds how far away a partner can be. No
+length above a known bound of the distance can be part of the matching, so costs are cut there: that
+keeps the integers fine enough, however far the persistences lie apart. The first bound is that of
+the bottleneck matching.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+from numba import njit
+from numpy.typing import NDArray
+
+from lltopo.bottleneck import bottleneck_pairs
+from lltopo.lengths import matching_lengths, p_norm
+from lltopo.network_simplex import Network, Tree, improve_tree, join_nearest, star_tree
+from lltopo.transport import Integers, Transport, distinct_rows, matched_rows, net_supply
+
+Floats = NDArray[np.float64]
+
+COST_BITS = 56  # potentials may take four more
+ARCS_PER_POINT = 6  # that each point finds in a round, the most wasteful ones
+NEGLIGIBLE_BITS = 40  # a bound of rounding this far below the distance's power is enough
+
+
+class Ground(NamedTuple):
+    """The distinct points of both diagrams, a's first, each sorted by birth + death; their costs.
+
+    A length below ``limit`` costs (length / limit) ** order * scale, rounded; a longer one the same
+    as the limit.
+    """
+
+    birth: Floats
+    death: Floats
+    n_a: int
+    order: float
+    limit: float
+    scale: float
+
+
+def priced_transport(a: Floats, b: Floats, order: float) -> Transport:
+    """The cheapest transport of an order between two ascending diagrams off the diagonal.
+
+    Prices and costs are powers: an integer of it stands for unit ** order.
+    """
+    pairs = bottleneck_pairs(a, b)
+    limit = p_norm(matching_lengths(a, b, pairs), order)
+    if limit == 0:
+        prices = np.zeros(len(a) + len(b), dtype=np.int64)
+        return Transport(pairs, prices[: len(a)], prices[len(a) :], 0, 0, 0.0, 0)
+    while True:
+        try:
+            transport = _transport_below(a, b, order, limit, COST_BITS)
+        except OverflowError:  # no potential can exceed the sum of all points' costs
+            n_bits = COST_BITS - (len(a) + len(b)).bit_length()
+            transport = _transport_below(a, b, order, limit, n_bits)
+        norm = p_norm(matching_lengths(a, b, transport.pairs), order)
+        if transport.rounding << NEGLIGIBLE_BITS <= transport.primal or 2 * norm > limit:
+            return transport
+        limit = norm
+
+
+def _transport_below(a: Floats, b: Floats, order: float, limit: float, n_bits: int) -> Transport:
+    """The cheapest transport, where it is known to cost no more than the limit."""
+    node_of_a, row_of_node = distinct_rows(a.sum(axis=1), a[:, 1])
+    points_a = a[row_of_node]
+    node_of_b, row_of_node = distinct_rows(b.sum(axis=1), b[:, 1])
+    birth, death = np.concatenate((points_a, b[row_of_node])).T.copy()
+    ground = Ground(birth, death, len(points_a), order, limit, float(1 << n_bits))
+    node_of_row = np.concatenate((node_of_a, node_of_b + ground.n_a))
+    tree = _priced_tree(ground, net_supply(node_of_row, len(a)))
+    pairs = matched_rows(tree, node_of_row, len(a))
+    price = tree.potential[node_of_row]
+    price[len(a) :] *= -1
+    return Transport(
+        pairs=pairs,
+        price_a=price[: len(a)],
+        price_b=price[len(a) :],
+        primal=_matching_cost(ground, node_of_row, len(a), pairs),
+        dual=sum(price.tolist()),
+        unit=limit / ground.scale ** (1 / order),
+        rounding=len(price),
+    )
+
+
+def _priced_tree(ground: Ground, supply: Integers) -> Tree:
+    """The optimal tree on arcs that are added until no pair is missed."""
+    ways = _way_costs(ground)
+    nodes = np.arange(len(ways), dtype=np.uint32)
+    roots = np.full(len(ways), len(ways), dtype=np.uint32)
+    is_a = nodes < ground.n_a
+    network = Network(np.where(is_a, nodes, roots), np.where(is_a, roots, nodes), ways, False)
+    tree = star_tree(supply, ways)
+    is_first = True
+    while True:
+        arcs = _missed_arcs(ground, np.where(is_a, 1, -1) * tree.potential[:-1])
+        if len(arcs[0]) == 0:
+            return tree
+        network = Network(
+            *(np.concatenate(columns) for columns in zip(network[:3], arcs, strict=True)), False
+        )
+        if is_first:
+            join_nearest(network, tree, supply)
+            is_first = False
+        improve_tree(network, tree)
+
+
+def _matching_cost(ground: Ground, node_of_row: Integers, n_a: int, pairs: Integers) -> int:
+    """The sum of the integer costs of the pairs and of all other rows' ways."""
+    nodes_a, nodes_b = node_of_row[pairs[:, 0]], node_of_row[n_a + pairs[:, 1]]
+    ways = np.delete(_way_costs(ground)[node_of_row], [*pairs[:, 0], *(n_a + pairs[:, 1])])
+    return sum(_pair_costs(ground, nodes_a, nodes_b).tolist()) + sum(ways.tolist())
+
+
+@njit(cache=True, nogil=True)
+def _cost(ground: Ground, length: float) -> int:
+    share = length / ground.limit
+    if share >= 1:
+        power = 1.0
+    elif ground.order == 2:
+        power = share * share
+    else:
+        power = share**ground.order
+    return np.int64(power * ground.scale + 0.5)
+
+
+@njit(cache=True, nogil=True)
+def _pair_cost(ground: Ground, i: int, j: int) -> int:
+    births = abs(ground.birth[i] - ground.birth[j])
+    return _cost(ground, max(births, abs(ground.death[i] - ground.death[j])))
+
+
+@njit(cache=True, nogil=True)
+def _pair_costs(ground: Ground, nodes: Integers, others: Integers) -> Integers:
+    costs = np.empty(len(nodes), dtype=np.int64)
+    for k in range(len(nodes)):
+        costs[k] = _pair_cost(ground, nodes[k], others[k])
+    return costs
+
+
+@njit(cache=True, nogil=True)
+def _way_costs(ground: Ground) -> Integers:
+    costs = np.empty(len(ground.birth), dtype=np.int64)
+    for i in range(len(costs)):
+        costs[i] = _cost(ground, (ground.death[i] - ground.birth[i]) / 2)
+    return costs
+
+
+@njit(cache=True, nogil=True)
+def _missed_arcs(
+    ground: Ground, price: Integers
+) -> tuple[NDArray[np.uint32], NDArray[np.uint32], Integers]:
+    """Tails, heads and costs of pairs that cost less than the prices of their two points.
+
+    Of each point the most wasteful ones with points that are cheaper than itself.
+    """
+    n_a, n_points = ground.n_a, len(price)
+    position = ground.birth + ground.death
+    tail = np.empty(ARCS_PER_POINT * n_points, dtype=np.uint32)
+    head = np.empty(ARCS_PER_POINT * n_points, dtype=np.uint32)
+    cost = np.empty(ARCS_PER_POINT * n_points, dtype=np.int64)
+    excess = np.empty(ARCS_PER_POINT, dtype=np.int64)
+    n_arcs = 0
+    for i in range(n_points):
+        if price[i] <= 0:
+            continue
+        first, last = (n_a, n_points) if i < n_a else (0, n_a)
+        length = ground.limit * min(2 * price[i] / ground.scale, 1.0) ** (1 / ground.order)
+        reach = 2 * length * (1 + 1e-9) + 1e-15 * abs(position[i])
+        start, end = np.searchsorted(
+            position[first:last], np.array([position[i] - reach, position[i] + reach])
+        )
+        n_found = 0
+        for j in range(first + start, min(first + end + 1, last)):
+            if price[j] > price[i] or (price[j] == price[i] and i >= n_a):
+                continue
+            pair_cost = _pair_cost(ground, i, j)
+            waste = price[i] + price[j] - pair_cost
+            if waste <= 0:
+                continue
+            slot = n_found
+            if n_found < ARCS_PER_POINT:
+                n_found += 1
+            else:
+                slot = np.argmin(excess)
+                if excess[slot] >= waste:
+                    continue
+            excess[slot] = waste
+            k = n_arcs + slot
+            tail[k], head[k] = (i, j) if i < n_a else (j, i)
+            cost[k] = pair_cost
+        n_arcs += n_found
+    return tail[:n_arcs], head[:n_arcs], cost[:n_arcs]

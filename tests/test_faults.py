@@ -1,0 +1,213 @@
+"""Killed workers and drivers cost only unfinished work, and change no bit of the outcome.
+
+One undisturbed study serves all tests; each of them ends with the very same files.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from processes import (
+    Snapshot,
+    finish,
+    kill_driver,
+    rewritten,
+    run,
+    snapshot,
+    start,
+    wait_until,
+    workers,
+)
+
+EPOCHS = 10
+STUDY = {
+    "data": {"source": "digits"},
+    "graph": {"k": 8},
+    "model": {"name": "wideresnet", "depth": 16, "widen_factor": 1},
+    "training": {"epochs": EPOCHS, "batch_size": 64, "milestones": [6], "eval_batch_size": 200},
+    "runs": {"large": {"training": {"lr": 0.1}}, "small": {"training": {"lr": 0.01}}},
+    "analysis": {"order": [1, 2], "contour": True, "verify": 3},
+    # two for the runs, one to spare for the diagrams
+    "resources": {"local_cpus": 3, "object_store_mb": 100},
+}
+RESULTS = ("losses", "diagrams")
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("faults") / "study.yaml"
+    path.write_text(yaml.safe_dump(STUDY))
+    return path
+
+
+@pytest.fixture(scope="module")
+def undisturbed(study: Path) -> Path:
+    out = study.parent / "undisturbed"
+    run(["run", str(study), "--out", str(out)], study.parent / "undisturbed.log")
+    return out
+
+
+def assert_same_results(out: Path, undisturbed: Path) -> None:
+    ours, theirs = snapshot(out, *RESULTS).content, snapshot(undisturbed, *RESULTS).content
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+    for name in ("series.parquet", "correlations.parquet", "contours.parquet"):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    assert list(out.rglob("*.partial")) == []
+    assert not (out / ".train").exists()
+
+
+def n_tables(out: Path, run_name: str) -> int:
+    return len(list((out / "metrics" / f"run={run_name}").glob("epoch=*/part-0.parquet")))
+
+
+def at_work(out: Path) -> bool:
+    """After the first table of each run and well before the last of any."""
+    return all(1 <= n_tables(out, name) < EPOCHS for name in STUDY["runs"])
+
+
+def epochs_written_again(before: Snapshot, after: Snapshot, run_name: str) -> set[str]:
+    names = [n for n in rewritten(before, after) if n.startswith(f"losses/run={run_name}/")]
+    return {name.split("/")[3] for name in names}
+
+
+def test_study_runs_side_by_side_with_its_analysis(undisturbed: Path) -> None:
+    written = {
+        name: [p.stat().st_mtime for p in (undisturbed / "losses" / f"run={name}").rglob("*.parquet")]
+        for name in STUDY["runs"]
+    }
+    first, last = ({n: pick(times) for n, times in written.items()} for pick in (min, max))
+    assert max(first.values()) < min(last.values()), "the runs did not overlap"
+    diagrams = [p.stat().st_mtime for p in (undisturbed / "diagrams").rglob("*.parquet")]
+    assert min(diagrams) < max(last.values()), "the analysis waited for the training"
+    series = pq.read_table(undisturbed / "series.parquet").to_pylist()
+    assert len(series) == 2 * 2 * 2 * (EPOCHS + 1) * 2
+    assert {row["status"] for row in series} == {"ok"}
+    assert {row["wasserstein"] for row in series if row["epoch"] == EPOCHS} == {0.0}
+    assert (undisturbed / "report.html").stat().st_size > 10_000
+
+
+def test_rerun_of_a_finished_study_changes_no_file(study: Path, undisturbed: Path) -> None:
+    before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
+    started = time.monotonic()
+    run(["run", str(study), "--out", str(undisturbed)], study.parent / "rerun.log")
+    assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
+    assert time.monotonic() - started < 60
+
+
+def test_killed_training_worker(study: Path, undisturbed: Path) -> None:
+    out, log = study.parent / "worker", study.parent / "worker.log"
+    process = start(["run", str(study), "--out", str(out)], log)
+    wait_until(lambda: at_work(out), process)
+    time.sleep(random.uniform(0.0, 1.0))
+    assert at_work(out)
+    victims = workers(process, "RayTrainWorker")
+    assert len(victims) == 2
+    before = snapshot(out, *RESULTS)
+    victims[random.randrange(2)].kill()
+    finish(process, log)
+    after = snapshot(out, *RESULTS)
+    for name in STUDY["runs"]:
+        assert len(epochs_written_again(before, after, name)) <= 1
+    assert [n for n in rewritten(before, after) if n.startswith("diagrams")] == []
+    assert_same_results(out, undisturbed)
+
+
+def test_killed_driver_then_interrupted_one(study: Path, undisturbed: Path) -> None:
+    out, log = study.parent / "driver", study.parent / "driver.log"
+    command = ["run", str(study), "--out", str(out)]
+    process = start(command, log)
+    wait_until(lambda: at_work(out), process)
+    time.sleep(random.uniform(0.0, 0.5))
+    assert at_work(out)
+    kill_driver(process)
+    killed = snapshot(out, *RESULTS)
+
+    process = start(command, log)
+    seen = {name: n_tables(out, name) for name in STUDY["runs"]}
+    wait_until(lambda: any(n_tables(out, n) > seen[n] for n in seen), process)
+    process.send_signal(signal.SIGINT)
+    finish(process, log, status=130)
+    assert "go on with" in log.read_text()
+    interrupted = snapshot(out, *RESULTS)
+
+    run(command, log)
+    after = snapshot(out, *RESULTS)
+    for before, later in ((killed, interrupted), (interrupted, after)):
+        for name in STUDY["runs"]:
+            assert len(epochs_written_again(before, later, name)) <= 1
+        assert [n for n in rewritten(before, later) if n.startswith("diagrams")] == []
+    assert_same_results(out, undisturbed)
+
+
+def test_damaged_files_are_made_again(study: Path, undisturbed: Path) -> None:
+    out = study.parent / "damaged"
+    shutil.copytree(undisturbed, out)
+    # from this table on the run is trained again; its diagrams are as good as before
+    table = out / "losses/run=large/split=val/epoch=00007/part-0.parquet"
+    os.truncate(table, table.stat().st_size // 2)
+    diagram = out / "diagrams/run=small/split=train/tree=join/epoch=00003/part-0.parquet"
+    diagram.write_bytes(diagram.read_bytes()[:100])
+    (out / "graph/val.npz").write_bytes(b"PK\x03\x04 cut short")
+    os.truncate(out / "series.parquet", 200)
+    (out / "losses/run=small/.part-0.parquet.0.partial").write_bytes(b"half")
+    run(["run", str(study), "--out", str(out)], study.parent / "damaged.log")
+    assert_same_results(out, undisturbed)
+    assert (out / "graph/val.npz").read_bytes() == (undisturbed / "graph/val.npz").read_bytes()
+
+
+def test_altered_diagram_fails_verification(study: Path, undisturbed: Path) -> None:
+    out, log = study.parent / "altered", study.parent / "altered.log"
+    shutil.copytree(undisturbed, out)
+    path = out / "diagrams/run=small/split=train/tree=split/epoch=00004/part-0.parquet"
+    table = pq.read_table(path, partitioning=None)
+    death = table["death"].to_numpy().copy()
+    death[1] = np.nextafter(death[1], np.inf)
+    column = table.schema.field("death")
+    pq.write_table(table.set_column(1, column, [death]), path)
+    (out / "series.parquet").unlink()
+    arguments = ["run", str(study), "--out", str(out), "--set", "analysis.verify=1000"]
+    printed = run(arguments, log, status=1)
+    assert "verification" in printed
+    assert "tree=split/epoch=00004" in printed
+    assert not (out / "series.parquet").exists()
+
+
+def test_killed_analysis_worker(tmp_path: Path) -> None:
+    random_ = np.random.default_rng(0)
+    n, epochs = 3000, 24
+    np.save(tmp_path / "features.npy", random_.normal(size=(n, 4)).astype(np.float32))
+    np.save(tmp_path / "losses.npy", random_.gamma(1.0, size=(epochs, n)).astype(np.float32))
+    arguments = ["analyze", "--losses", f"val={tmp_path}/losses.npy", "--features"]
+    arguments += [f"val={tmp_path}/features.npy", "--set", "analysis.contour=true", "--out"]
+    undisturbed, out, log = tmp_path / "undisturbed", tmp_path / "killed", tmp_path / "log"
+    run([*arguments, str(undisturbed)], log)
+
+    process = start([*arguments, str(out)], log)
+    victims = []
+
+    def caught() -> bool:
+        n_diagrams = len(list((out / "diagrams").rglob("part-0.parquet")))
+        if n_diagrams:
+            victims[:] = workers(process, "write_field_diagrams")
+        assert n_diagrams < 2 * epochs, "all diagrams were done before a worker was caught"
+        return bool(victims)
+
+    wait_until(caught, process)
+    before = snapshot(out, "diagrams")
+    victims[0].kill()
+    finish(process, log)
+    after = snapshot(out, "diagrams")
+    assert rewritten(before, after) == []
+    assert after.content == snapshot(undisturbed, "diagrams").content
+    for name in ("series.parquet", "contours.parquet"):
+        assert (out / name).read_bytes() == (undisturbed / name).read_bytes()

@@ -1,0 +1,178 @@
+"""Places: paths and URIs, files that are whole or absent, safe names."""
+
+from __future__ import annotations
+
+import os
+import pickle
+from pathlib import Path
+
+import pytest
+from pyarrow import fs as pafs
+
+from lltopo.errors import InputError
+from lltopo.storage import (
+    Place,
+    exists,
+    files_below,
+    place,
+    read_bytes,
+    remove,
+    remove_partial_files,
+    safe_name,
+    write_bytes,
+)
+
+
+@pytest.fixture(params=["disk", "store"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
+    """A folder on a disk, and one in a store that has keys but no folders, as s3 has."""
+    if request.param == "disk":
+        return place(tmp_path / "not" / "yet" / "there")
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    filesystem = MemoryFileSystem()
+    filesystem.store.clear()
+    return Place(pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), "/bucket/prefix")
+
+
+def test_what_is_written_is_read_back(root: Place) -> None:
+    assert not exists(root / "a/b.bin")
+    write_bytes(root / "a/b.bin", b"\x00first")
+    assert read_bytes(root / "a/b.bin") == b"\x00first"
+    write_bytes(root / "a/b.bin", b"2")
+    assert read_bytes(root / "a/b.bin") == b"2"
+    assert exists(root / "a/b.bin")
+    assert exists(root / "a")
+
+
+def test_files_are_listed_below_a_folder(root: Place) -> None:
+    assert files_below(root) == []
+    for name in ("b/z", "b/a", "top"):
+        write_bytes(root / name, b"x")
+    assert files_below(root) == ["b/a", "b/z", "top"]
+    assert files_below(Place(root.filesystem, root.path + "/")) == ["b/a", "b/z", "top"]
+    assert files_below(root / "b") == ["a", "z"]
+    assert files_below(root / "top") == []
+
+
+def test_a_file_and_a_folder_can_be_removed(root: Place) -> None:
+    for name in ("b/z", "b/a", "top"):
+        write_bytes(root / name, b"x")
+    remove(root / "top")
+    remove(root / "b")
+    remove(root / "never")
+    assert files_below(root) == []
+
+
+def test_a_missing_file_is_missing(root: Place) -> None:
+    with pytest.raises(FileNotFoundError):
+        read_bytes(root / "never")
+
+
+def test_a_place_travels_to_another_process(tmp_path: Path) -> None:
+    assert pickle.loads(pickle.dumps(place(tmp_path))) == place(tmp_path)
+
+
+# -- whole or absent --
+
+
+def test_a_write_that_fails_leaves_what_was_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = place(tmp_path / "file")
+    write_bytes(target, b"before")
+
+    def full_disk(self: Path, content: bytes) -> None:
+        with open(self, "wb") as stream:
+            stream.write(content[:1])
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_bytes", full_disk)
+    with pytest.raises(OSError, match="No space left") as caught:
+        write_bytes(target, b"after")
+    assert not isinstance(caught.value, InputError)
+    assert os.listdir(tmp_path) == ["file"]
+    assert read_bytes(target) == b"before"
+
+
+def test_a_file_appears_only_under_its_whole_content(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    replace = Path.replace
+
+    def watched(self: Path, target: Path) -> Path:
+        seen.append((self.name, self.parent == target.parent, self.read_bytes(), target.exists()))
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", watched)
+    write_bytes(place(tmp_path / "file.parquet"), b"content")
+    [(name, same_folder, content, existed)] = seen
+    assert same_folder
+    assert content == b"content"
+    assert not existed
+    # readers that take every file of a folder pass over it
+    assert name.startswith(".")
+    assert not name.endswith(".parquet")
+
+
+def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / ".part-0.parquet.0123.partial").write_bytes(b"x")
+    (tmp_path / "a" / "part-0.parquet").write_bytes(b"x")
+    remove_partial_files(place(tmp_path))
+    assert files_below(place(tmp_path)) == ["a/part-0.parquet"]
+
+
+@pytest.mark.parametrize("below", ["file", "file/deeper", "file/deeper/still"])
+def test_a_place_below_a_regular_file_cannot_be_written(tmp_path: Path, below: str) -> None:
+    (tmp_path / "file").write_text("regular")
+    target = place(tmp_path / below) / "study.yaml"
+    assert not exists(target)
+    with pytest.raises(InputError, match=r"cannot be written: .*Choose another folder with --out"):
+        write_bytes(target, b"x")
+    assert (tmp_path / "file").read_text() == "regular"
+
+
+def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(InputError, match="cannot be written"):
+        write_bytes(place(tmp_path / "folder"), b"x")
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+# -- paths and URIs --
+
+
+def test_relative_paths_are_the_working_folders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", "/home/of-a-person")
+    assert str(place("a/b")) == f"{tmp_path}/a/b"
+    assert str(place("~/b")) == "/home/of-a-person/b"
+    assert place("a").is_local
+    assert str(place(tmp_path) / "c") == f"{tmp_path}/c"
+    assert str(place("/") / "c") == "/c"
+
+
+def test_a_file_uri_is_the_same_as_its_path(tmp_path: Path) -> None:
+    assert place(tmp_path.as_uri()) == place(tmp_path)
+
+
+@pytest.mark.parametrize("uri", ["ftp://host/x", "file://relative/x", "s3:///key", "a b://x"])
+def test_a_uri_that_nobody_takes_is_refused(uri: str) -> None:
+    with pytest.raises(InputError, match="cannot be opened as a file, s3 or gs URI") as caught:
+        place(uri)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("name", ["a", "0", "lr-0.1_b", "x" * 100])
+def test_a_safe_name_is_itself(name: str) -> None:
+    assert safe_name(name, "run") == name
+
+
+@pytest.mark.parametrize("name", ["", ".a", "..", "-a", "a/b", "a\\b", "a=b", "a\n", "x" * 101])
+def test_an_unsafe_name_is_refused(name: str) -> None:
+    with pytest.raises(InputError, match=r"run: .* is no safe file name"):
+        safe_name(name, "run")
