@@ -7,9 +7,9 @@ less than the prices of their two points; the most wasteful of them are added, u
 (column generation, Ford and Fulkerson 1958).
 
 A pair is looked for from its dearer point, whose price bounds how far away a partner can be. No
-length above a known bound of the distance can be part of the matching, so costs are cut there: that
-keeps the integers fine enough, however far the persistences lie apart. The first bound is that of
-the bottleneck matching.
+length above a known limit of the distance can be part of the matching, so costs are cut above it:
+that keeps the integers fine enough, however far the persistences lie apart. The first limit is the
+cost of the bottleneck matching, the next the cost that was found below it.
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ Floats = NDArray[np.float64]
 COST_BITS = 56  # potentials may take four more
 ARCS_PER_POINT = 6  # that each point finds in a round, the most wasteful ones
 NEGLIGIBLE_BITS = 40  # a bound of rounding this far below the distance's power is enough
+WAY_CUT = 1.01  # times the limit's power, which no matching with such a way stays below,
+PAIR_CUT = 3.0  # and more than two ways, so that no price ever calls for such a pair
 
 
 class Ground(NamedTuple):
     """The distinct points of both diagrams, a's first, each sorted by birth + death; their costs.
 
-    A length below ``limit`` costs (length / limit) ** order * scale, rounded; a longer one the same
-    as the limit.
+    A length costs (length / limit) ** order * scale, rounded; from ``longest`` on all cost the
+    same.
     """
 
     birth: Floats
@@ -44,6 +46,7 @@ class Ground(NamedTuple):
     n_a: int
     order: float
     limit: float
+    longest: float
     scale: float
 
 
@@ -75,7 +78,8 @@ def _transport_below(a: Floats, b: Floats, order: float, limit: float, n_bits: i
     points_a = a[row_of_node]
     node_of_b, row_of_node = distinct_rows(b.sum(axis=1), b[:, 1])
     birth, death = np.concatenate((points_a, b[row_of_node])).T.copy()
-    ground = Ground(birth, death, len(points_a), order, limit, float(1 << n_bits))
+    longest = limit * PAIR_CUT ** (1 / order)
+    ground = Ground(birth, death, len(points_a), order, limit, longest, float(1 << n_bits))
     node_of_row = np.concatenate((node_of_a, node_of_b + ground.n_a))
     tree = _priced_tree(ground, net_supply(node_of_row, len(a)))
     pairs = matched_rows(tree, node_of_row, len(a))
@@ -122,21 +126,17 @@ def _matching_cost(ground: Ground, node_of_row: Integers, n_a: int, pairs: Integ
 
 
 @njit(cache=True, nogil=True)
-def _cost(ground: Ground, length: float) -> int:
-    share = length / ground.limit
-    if share >= 1:
-        power = 1.0
-    elif ground.order == 2:
-        power = share * share
-    else:
-        power = share**ground.order
-    return np.int64(power * ground.scale + 0.5)
+def _power(ground: Ground, length: float) -> float:
+    """The order-th power of a length, in powers of the limit."""
+    share = min(length, ground.longest) / ground.limit
+    return share * share if ground.order == 2 else share**ground.order
 
 
 @njit(cache=True, nogil=True)
 def _pair_cost(ground: Ground, i: int, j: int) -> int:
     births = abs(ground.birth[i] - ground.birth[j])
-    return _cost(ground, max(births, abs(ground.death[i] - ground.death[j])))
+    length = max(births, abs(ground.death[i] - ground.death[j]))
+    return np.int64(_power(ground, length) * ground.scale + 0.5)
 
 
 @njit(cache=True, nogil=True)
@@ -151,7 +151,8 @@ def _pair_costs(ground: Ground, nodes: Integers, others: Integers) -> Integers:
 def _way_costs(ground: Ground) -> Integers:
     costs = np.empty(len(ground.birth), dtype=np.int64)
     for i in range(len(costs)):
-        costs[i] = _cost(ground, (ground.death[i] - ground.birth[i]) / 2)
+        power = _power(ground, (ground.death[i] - ground.birth[i]) / 2)
+        costs[i] = np.int64(min(power, WAY_CUT) * ground.scale + 0.5)
     return costs
 
 
@@ -174,7 +175,7 @@ def _missed_arcs(
         if price[i] <= 0:
             continue
         first, last = (n_a, n_points) if i < n_a else (0, n_a)
-        length = ground.limit * min(2 * price[i] / ground.scale, 1.0) ** (1 / ground.order)
+        length = ground.limit * (2 * price[i] / ground.scale) ** (1 / ground.order)
         reach = 2 * length * (1 + 1e-9) + 1e-15 * abs(position[i])
         start, end = np.searchsorted(
             position[first:last], np.array([position[i] - reach, position[i] + reach])

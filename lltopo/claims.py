@@ -34,6 +34,7 @@ from lltopo.tables import TREES, Tree
 Verdict = Literal["holds", "does not hold", "cannot be told"]
 
 CLEAR = 0.5
+ROUNDING = 1e-9  # two ends that differ by less, relatively, are equal
 FEWEST = 5  # epochs below which no trend is judged
 
 
@@ -46,6 +47,11 @@ class Finding(NamedTuple):
     numbers: tuple[tuple[str, Number], ...]
     verdict: Verdict
     reason: str
+
+    @property
+    def told(self) -> bool:
+        """Whether anything was measured."""
+        return any(number.value is not None for _, number in self.numbers)
 
 
 class Claim(NamedTuple):
@@ -91,6 +97,11 @@ class Smoothest(NamedTuple):
     value: Number
     others: tuple[tuple[str, Number], ...]
     ratio: Number | None
+
+    @property
+    def tied(self) -> bool:
+        """Whether the next one is as smooth, to rounding."""
+        return bool(self.others) and (self.ratio is None or _value(self.ratio) < 1 + ROUNDING)
 
 
 def thesis_claims(results: Results) -> tuple[Claim, ...]:
@@ -168,12 +179,14 @@ def _falls(results: Results, run: str, split: Split, tree: Tree) -> Finding:
         epoch = int(line.epoch[at])
         end = topology_number(results, "total_persistence", run, split, tree, epoch)
         numbers.append((f"{label} (epoch {epoch})", end))
-    verdict: Verdict = "cannot be told"
-    reason = f"fewer than {FEWEST} epochs, or no change at all" if rho is None else ""
-    if rho is not None:
-        lower = line.value[-1] < line.value[0]
-        verdict = _told(holds=lower and rho <= -CLEAR, fails=not lower or rho >= 0)
-        reason = "the trend is not clear" if verdict == "cannot be told" else ""
+    if len(line.epoch) < FEWEST:
+        reason = f"fewer than {FEWEST} epochs"
+        return Finding((run,), split, tree, tuple(numbers), "cannot be told", reason)
+    first, last = line.value[[0, -1]]
+    lower = last < first and not math.isclose(first, last, rel_tol=ROUNDING)
+    trend = 0.0 if rho is None else rho
+    verdict = _told(holds=lower and trend <= -CLEAR, fails=not lower or trend >= 0)
+    reason = "the trend is not clear" if verdict == "cannot be told" else ""
     return Finding((run,), split, tree, tuple(numbers), verdict, reason)
 
 
@@ -216,7 +229,7 @@ def _compared(results: Results, pair: tuple[str, str], tree: Tree | None) -> Fin
         reason = "not recorded at the end of both runs"
     elif not _alike(results, pair):
         reason = "the runs differ in more than the rate"
-    elif large == small:
+    elif math.isclose(large, small, rel_tol=ROUNDING):
         verdict, reason = "does not hold", "equal"
     else:
         verdict = "holds" if (large < small) == (tree is not None) else "does not hold"
@@ -250,7 +263,8 @@ def _value(number: Number) -> float:
 
 
 def _rank_correlation(line: Curve) -> float | None:
-    if len(line.epoch) < FEWEST or np.ptp(line.value) == 0:
+    """Spearman's coefficient; None for fewer than two values and for equal ones."""
+    if len(line.epoch) < 2 or np.ptp(line.value) == 0:
         return None
     return float(spearmanr(line.epoch, line.value).statistic)
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import io
+import zlib
 from pathlib import Path
 from typing import Any, NamedTuple
+from zipfile import BadZipFile
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
@@ -23,21 +26,35 @@ from lltopo.study import (
     TorchvisionData,
 )
 
-_MOST_CLASSES = np.iinfo(np.int16).max
+_LARGEST_LABEL = np.iinfo(np.int16).max
+_NUMBERS = "biuf"
+_MODES = ("L", "RGB", "RGBA")
 
 
 class Samples(NamedTuple):
-    """One split: ``x`` uint8 or float32 of (n, channels, height, width) or (n, d); ``y`` (n,)."""
+    """One split.
+
+    Attributes
+    ----------
+    x : (n, channels, height, width) or (n, d), uint8 or float32
+    y : (n,) int64
+        Classes from 0 on.
+    """
 
     x: NDArray[Any]
     y: NDArray[np.int64]
 
 
 class DataSet(NamedTuple):
-    """Training and validation samples of one task with ``n_classes`` classes.
+    """Training and validation samples of one task.
 
-    ``mean`` and ``std`` (float32, one a channel) are what a network's input is normalised with,
-    in the units of ``x``.
+    Attributes
+    ----------
+    train, val : Samples
+    n_classes : int
+        One more than the largest label of the whole training set.
+    mean, std : (channels,) or (d,) float32
+        What a network's input is normalised with, in the units of ``x``.
     """
 
     train: Samples
@@ -48,16 +65,16 @@ class DataSet(NamedTuple):
 
     @property
     def input_shape(self) -> tuple[int, ...]:
-        """The shape of one sample."""
+        """Shape of one sample."""
         return tuple(self.train.x.shape[1:])
 
     def split(self, name: str) -> Samples:
-        """The samples of ``train`` or ``val``."""
+        """Return the samples of ``train`` or ``val``."""
         return self.train if name == "train" else self.val
 
 
 class _Raw(NamedTuple):
-    """Arrays as a source gives them, with where each came from (for errors)."""
+    """Arrays as a source gives them, with where they came from (for errors)."""
 
     x: Any
     y: Any
@@ -65,7 +82,10 @@ class _Raw(NamedTuple):
 
 
 def load_data(data: ImageData) -> DataSet:
-    """The data set that a study names.
+    """Load the data set that a study names, whole.
+
+    ``train_samples`` and ``val_samples`` then cut it; where the study does not give ``mean`` and
+    ``std``, they are those of the training samples that are left.
 
     Raises
     ------
@@ -73,59 +93,86 @@ def load_data(data: ImageData) -> DataSet:
         For a missing path or column, labels out of range, features that are not finite, or
         features and labels of different length.
     """
-    train, val = _raw_splits(data)
-    samples = [
-        _checked(raw, limit)
-        for raw, limit in ((train, data.train_samples), (val, data.val_samples))
-    ]
-    if samples[0].x.shape[1:] != samples[1].x.shape[1:]:
+    raw = _raw_splits(data)
+    train, val = map(_checked, raw)
+    if train.x.shape[1:] != val.x.shape[1:]:
         raise InputError(
-            f"{val.origin}: x: has another shape than the training samples: expected "
-            f"{samples[0].x.shape[1:]}, got {samples[1].x.shape[1:]}. Give both the same shape."
+            f"{raw[1].origin}: x: has another shape than the training samples: expected "
+            f"{train.x.shape[1:]}, got {val.x.shape[1:]}. Give both the same shape."
         )
-    n_classes = int(samples[0].y.max()) + 1
-    if samples[1].y.max() >= n_classes:
+    n_classes = int(train.y.max()) + 1
+    if val.y.max() >= n_classes:
         raise InputError(
-            f"{val.origin}: label: is out of range: expected 0 to {n_classes - 1} as in the "
-            f"training set, got {samples[1].y.max()}. Mend the labels."
+            f"{raw[1].origin}: label: is out of range: expected 0 to {n_classes - 1} as in the "
+            f"training set, got {val.y.max()}. Mend the labels."
         )
-    mean, std = _normalisation(data, samples[0].x)
-    return DataSet(samples[0], samples[1], n_classes, mean, std)
+    train, val = _first(train, data.train_samples), _first(val, data.val_samples)
+    return DataSet(train, val, n_classes, *_normalisation(data, train.x))
 
 
 def graph_features(x: NDArray[Any], features: str) -> NDArray[Any]:
-    """The (n, d) array whose Euclidean distances make the graph.
+    """Return the (n, d) array whose Euclidean distances make the graph.
 
-    ``pixels`` is every value as it is; ``grey28`` the grey centre crop of 28 x 28 (784 values,
-    ITU-R 601 luma rounded to uint8), the thesis's other reading.
+    Parameters
+    ----------
+    x
+        Samples of a split, see `Samples`.
+    features
+        ``pixels`` is every value as it is; ``grey28`` the grey centre crop of 28 x 28 (784
+        values, ITU-R BT.601 luma rounded to uint8), the thesis's other reading.
+
+    Raises
+    ------
+    InputError
+        For ``grey28`` of what are no uint8 images of at least that size.
     """
     if features == "pixels":
         return x.reshape(len(x), -1)
-    if x.ndim != 4 or min(x.shape[2:]) < 28 or x.shape[1] not in (1, 3):
+    fits = x.ndim == 4 and min(x.shape[2:]) >= 28 and x.shape[1] in (1, 3) and x.dtype == np.uint8
+    if not fits:
         raise InputError(
-            f"graph.features: grey28 does not fit: expected grey or RGB images of at least "
-            f"28 x 28, got samples of shape {x.shape[1:]}. Use pixels."
+            "graph.features: grey28 does not fit: expected grey or RGB images of uint8, at least "
+            f"28 x 28, got {x.dtype} of shape {x.shape[1:]}. Use pixels."
         )
     top, left = (x.shape[2] - 28) // 2, (x.shape[3] - 28) // 2
     crop = x[:, :, top : top + 28, left : left + 28].astype(np.float32)
     luma = np.array([0.299, 0.587, 0.114] if x.shape[1] == 3 else [1.0], dtype=np.float32)
-    grey = np.einsum("nchw,c->nhw", crop, luma)
-    return np.rint(grey).astype(np.uint8).reshape(len(x), -1)
+    grey: NDArray[np.float32] = np.einsum("nchw,c->nhw", crop, luma)
+    return np.rint(grey).astype(np.uint8).reshape(len(x), 28 * 28)
 
 
 def read_array(path: str, what: str) -> NDArray[Any]:
-    """A .npy file as a read-only memory map; never unpickled."""
+    """Open a .npy file of numbers as a read-only memory map; it is never unpickled.
+
+    Parameters
+    ----------
+    path
+        On a disk of this machine.
+    what
+        What it holds, for errors.
+
+    Raises
+    ------
+    InputError
+        Where there is no such file, or it holds something else.
+    """
     try:
-        array: NDArray[Any] = np.load(path, mmap_mode="r", allow_pickle=False)
+        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise InputError(
-            f"{path}: {what} cannot be read: {error.strerror or error}. Give the path of a .npy file."
+            f"{path}: {what} cannot be read: {error.strerror or error}. "
+            "Give the path of a .npy file."
         ) from error
-    except (ValueError, EOFError) as error:
+    except ValueError as error:
         raise InputError(
             f"{path}: {what} cannot be read: it is no .npy file of plain numbers. "
             "Write it with numpy.save."
         ) from error
+    if array.dtype.kind not in _NUMBERS:
+        raise InputError(
+            f"{path}: {what} are no numbers: expected integers or floats, got {array.dtype}. "
+            "Write it with numpy.save."
+        )
     return array
 
 
@@ -158,24 +205,24 @@ def _digits() -> tuple[_Raw, _Raw]:
 def _npz(data: NpzData) -> tuple[_Raw, _Raw]:
     names = ("x_train", "y_train", "x_val", "y_val")
     try:
-        with np.load(data.path, allow_pickle=False) as file:
-            missing = [name for name in names if name not in file]
-            if missing:
-                raise InputError(
-                    f"{data.path}: {missing[0]}: no such array: expected {', '.join(names)}, "
-                    f"got {', '.join(file.files)}. Write it with numpy.savez."
-                )
-            arrays = [file[name] for name in names]
+        with open(data.path, "rb") as file, NpzFile(file, allow_pickle=False) as arrays:
+            found = {name: arrays[name] for name in names if name in arrays}
+            given = arrays.files
     except OSError as error:
         raise _unreadable(data.path, error) from error
-    except ValueError as error:
-        if isinstance(error, InputError):
-            raise
+    except (ValueError, BadZipFile, zlib.error) as error:
         raise InputError(
             f"{data.path}: cannot be read: it is no .npz file of plain numbers. "
             "Write it with numpy.savez."
         ) from error
-    return _Raw(arrays[0], arrays[1], data.path), _Raw(arrays[2], arrays[3], data.path)
+    missing = [name for name in names if name not in found]
+    if missing:
+        raise InputError(
+            f"{data.path}: {missing[0]}: no such array: expected {', '.join(names)}, "
+            f"got {', '.join(given)}. Write it with numpy.savez."
+        )
+    x_train, y_train, x_val, y_val = found.values()
+    return _Raw(x_train, y_train, data.path), _Raw(x_val, y_val, data.path)
 
 
 def _parquet(data: ParquetData, prefixes: tuple[str, ...]) -> _Raw:
@@ -197,7 +244,8 @@ def _parquet(data: ParquetData, prefixes: tuple[str, ...]) -> _Raw:
     shapes = {image.shape for image in images}
     if len(shapes) != 1:
         raise InputError(
-            f"{folder}: images differ in shape: expected one, got {sorted(shapes)[:3]}. "
+            f"{folder}: images differ in shape: expected one for all, got "
+            f"{sorted(shapes)[:3] or 'none'}. "
             "Resize them first."
         )
     return _Raw(np.stack(images), np.concatenate(labels), str(folder))
@@ -216,8 +264,8 @@ def _parquet_shard(shard: Path, data: ParquetData) -> tuple[list[NDArray[np.uint
         images: list[NDArray[np.uint8]] = []
         labels = []
         for batch in file.iter_batches(1024, columns=[image_column, data.label_column]):
-            images += [_pixels(cell["bytes"], shard) for cell in batch[0].to_pylist()]
-            labels.append(batch[1].to_numpy(zero_copy_only=False))
+            images += [_pixels(cell, shard) for cell in batch[image_column].to_pylist()]
+            labels.append(batch[data.label_column].to_numpy(zero_copy_only=False))
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(str(shard), error) from error
     return images, np.concatenate(labels) if labels else np.empty(0, np.int64)
@@ -233,12 +281,20 @@ def _image_column(shard: Path, schema: pa.Schema) -> str:
     )
 
 
-def _pixels(content: bytes, shard: Path) -> NDArray[np.uint8]:
+def _pixels(cell: Any, shard: Path) -> NDArray[np.uint8]:
     try:
-        image = np.asarray(Image.open(io.BytesIO(content)), dtype=np.uint8)
-    except (UnidentifiedImageError, OSError, TypeError) as error:
-        raise InputError(f"{shard}: holds bytes that are no image. Mend the file.") from error
-    return image[None] if image.ndim == 2 else np.ascontiguousarray(image.transpose(2, 0, 1))
+        image: Image.Image = Image.open(io.BytesIO(cell["bytes"]))
+        if image.mode == "P":
+            image = image.convert("RGB")
+        if image.mode not in _MODES:
+            raise InputError(
+                f"{shard}: holds an image of mode {image.mode}: expected one of "
+                f"{', '.join(_MODES)} or P, 8 bits a channel. Convert it first."
+            )
+        pixels = np.asarray(image)
+    except (UnidentifiedImageError, OSError, TypeError, SyntaxError) as error:
+        raise InputError(f"{shard}: holds a cell that is no image. Mend the file.") from error
+    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def _torchvision(data: TorchvisionData, *, train: bool) -> _Raw:
@@ -271,22 +327,31 @@ def _python(data: PythonData) -> tuple[_Raw, _Raw]:
     return _Raw(x_train, y_train, data.python), _Raw(x_val, y_val, data.python)
 
 
-def _checked(raw: _Raw, limit: int | None) -> Samples:
-    x, y = np.asarray(raw.x)[:limit], np.asarray(raw.y)[:limit]
-    if x.ndim not in (2, 4) or len(x) < 2:
+def _first(samples: Samples, limit: int | None) -> Samples:
+    return Samples(samples.x[:limit], samples.y[:limit])
+
+
+def _checked(raw: _Raw) -> Samples:
+    x, y = np.asarray(raw.x), np.asarray(raw.y)
+    if x.ndim not in (2, 4) or len(x) < 2 or 0 in x.shape:
         raise InputError(
             f"{raw.origin}: x: has a wrong shape: expected (n, d) or (n, channels, height, width) "
             f"with n >= 2, got {x.shape}. Reshape it."
+        )
+    if x.dtype.kind not in _NUMBERS:
+        raise InputError(
+            f"{raw.origin}: x: has a wrong type: expected integers or floats, got {x.dtype}. "
+            "Convert it."
         )
     if y.shape != (len(x),) or y.dtype.kind not in "iu":
         raise InputError(
             f"{raw.origin}: label: does not fit the samples: expected {len(x)} integers, got "
             f"{y.dtype} of shape {y.shape}. Give one label a sample."
         )
-    if y.min() < 0 or y.max() > _MOST_CLASSES:
+    if y.min() < 0 or y.max() > _LARGEST_LABEL:
         worst = int(y.min() if y.min() < 0 else y.max())
         raise InputError(
-            f"{raw.origin}: label: is out of range: expected 0 to {_MOST_CLASSES}, got {worst}. "
+            f"{raw.origin}: label: is out of range: expected 0 to {_LARGEST_LABEL}, got {worst}. "
             "Mend the labels."
         )
     if x.dtype != np.uint8:
@@ -303,15 +368,14 @@ def _normalisation(
     data: ImageData, x: NDArray[Any]
 ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
     n_channels = x.shape[1]
-    mean = np.asarray(data.mean) if data.mean is not None else _channel_means(x, np.zeros(1), 1)
-    spread = _channel_means(x, mean, 2) if data.std is None and len(mean) == n_channels else None
-    std = np.asarray(data.std) if spread is None else np.sqrt(spread)
-    for key, values in (("data.mean", mean), ("data.std", std)):
-        if values.shape != (n_channels,):
+    for key, given in (("data.mean", data.mean), ("data.std", data.std)):
+        if given is not None and len(given) != n_channels:
             raise InputError(
                 f"{key}: has a wrong length: expected {n_channels} numbers, one a channel, got "
-                f"{len(values)}. Mend the study."
+                f"{len(given)}. Mend the study."
             )
+    mean = _channel_means(x, np.zeros(1), 1) if data.mean is None else np.asarray(data.mean)
+    std = np.sqrt(_channel_means(x, mean, 2)) if data.std is None else np.asarray(data.std)
     return mean.astype(np.float32), np.where(std > 0, std, 1.0).astype(np.float32)
 
 
@@ -319,10 +383,12 @@ def _channel_means(x: NDArray[Any], center: NDArray[Any], power: int) -> NDArray
     """The mean of (x - center)^power over each channel, in float64, a block at a time."""
     total = np.zeros(x.shape[1])
     shape = (1, -1, *[1] * (x.ndim - 2))
+    axes = (0, *range(2, x.ndim))
     for start in range(0, len(x), 1024):
         block = x[start : start + 1024].astype(np.float64) - center.reshape(shape)
-        total += (block**power).sum(axis=(0, *range(2, x.ndim)))
-    return total / (x.size / x.shape[1])
+        total += (block**power).sum(axis=axes)
+    means: NDArray[np.float64] = total / (x.size / x.shape[1])
+    return means
 
 
 def _unreadable(path: str, error: Exception) -> InputError:

@@ -107,10 +107,9 @@ def diagram_of(
     _check_choice("essential", essential, ("cap", "inf", "drop"))
     _check_choice("tree", tree, ("join", "split"))
     points: NDArray[np.float64] = np.column_stack([pairs.birth, pairs.death])
-    if essential == "cap":
-        return points[pairs.birth != pairs.death]
-    if essential == "drop":
-        return points[~pairs.essential]
+    if essential != "inf":
+        kept = pairs.birth != pairs.death if essential == "cap" else ~pairs.essential
+        return np.ascontiguousarray(points[kept])
     wrong = pairs.birth < pairs.death if tree == "join" else pairs.birth > pairs.death
     if wrong.any():
         raise InputError(

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from itertools import combinations
 from typing import NamedTuple
 
 import numpy as np
@@ -23,7 +24,7 @@ from numpy.typing import ArrayLike, NDArray
 from lltopo.assignment import priced_transport
 from lltopo.bottleneck import bottleneck_pairs
 from lltopo.errors import InputError
-from lltopo.lengths import matching_lengths, p_norm
+from lltopo.lengths import matching_lengths, p_norm, ways_to_diagonal
 from lltopo.transport import TooManyArcs, Transport, sparse_transport
 
 Floats = NDArray[np.float64]
@@ -40,6 +41,22 @@ class Matching(NamedTuple):
     pairs: Indices
     diagonal_a: Indices
     diagonal_b: Indices
+
+
+class DualPotentials(NamedTuple):
+    """A proof that a matching is optimal: prices of all rows, in the order-th power of the unit.
+
+    No pair's prices sum up to more than its length to the power, and no row's price exceeds its
+    way to the diagonal to the power. So the sum of all prices is at most what any matching costs.
+
+    a, b : (n,) and (m,) float64, the prices of the rows of the first and of the second diagram.
+    gap : how far the optimal matching's cost may at most lie above the sum of the prices; 0 where
+        integers hold the lengths exactly, as with order 1 and losses in single precision.
+    """
+
+    a: Floats
+    b: Floats
+    gap: float
 
 
 def wasserstein_distance(dgm_a: ArrayLike, dgm_b: ArrayLike, order: float = 1.0) -> float:
@@ -84,6 +101,48 @@ def optimal_matching(dgm_a: ArrayLike, dgm_b: ArrayLike, order: float = 1.0) -> 
     """
     a, b = _as_diagram(dgm_a, "dgm_a"), _as_diagram(dgm_b, "dgm_b")
     return _matching(a, b, _as_order(order))
+
+
+def dual_potentials(dgm_a: ArrayLike, dgm_b: ArrayLike, order: float = 1.0) -> DualPotentials:
+    """The prices that prove ``optimal_matching(dgm_a, dgm_b, order)`` optimal.
+
+    Parameters, errors and cost are those of ``wasserstein_distance``; the order must be finite, and
+    so must all deaths.
+    """
+    a, b = _as_diagram(dgm_a, "dgm_a"), _as_diagram(dgm_b, "dgm_b")
+    order = _as_order(order)
+    if math.isinf(order):
+        raise InputError(
+            "order: has no prices: expected a finite order, got inf. Use 1, 2 or larger."
+        )
+    for diagram, name in ((a, "dgm_a"), (b, "dgm_b")):
+        if np.isinf(diagram).any():
+            raise InputError(
+                f"{name}: holds points that never die: expected finite deaths, got "
+                f"{int(np.isinf(diagram[:, 1]).sum())} infinite. Leave them out."
+            )
+    price_a, price_b = (ways_to_diagonal(diagram) ** order for diagram in (a, b))
+    gap = 0.0
+    for rows_a, rows_b in _finite_rows(a, b):
+        if len(rows_a) and len(rows_b):
+            side = _side_transport(_ascending(a[rows_a]), _ascending(b[rows_b]), order)
+            price_a[rows_a] = side.price_a * side.unit**order
+            price_b[rows_b] = side.price_b * side.unit**order
+            gap += (side.primal - side.dual + side.rounding) * side.unit**order
+    return DualPotentials(price_a, price_b, gap)
+
+
+def distance_matrix(diagrams: Sequence[ArrayLike], order: float = 1.0) -> Floats:
+    """The (n, n) Wasserstein distances between all diagrams of a sequence; symmetric.
+
+    Order, errors and cost of each of the n (n - 1) / 2 pairs are those of ``wasserstein_distance``.
+    """
+    order = _as_order(order)
+    checked = [_as_diagram(dgm, f"diagrams[{index}]") for index, dgm in enumerate(diagrams)]
+    matrix = np.zeros((len(checked), len(checked)))
+    for i, j in combinations(range(len(checked)), 2):
+        matrix[i, j] = matrix[j, i] = wasserstein_distance(checked[i], checked[j], order)
+    return matrix
 
 
 def _as_diagram(dgm: ArrayLike, name: str) -> Floats:

@@ -19,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -127,7 +128,7 @@ def plot_heatmap(
 def plot_colorbar(axes: Sequence[Axes]) -> Axes:
     """Explain the colours of heatmaps on one scale by a bar beside them."""
     heatmap = axes[0].collections[0]
-    fullest = round(heatmap.norm.vmax)
+    fullest = int(heatmap.get_clim()[1] or 1)
     ticks = [1, *(10**k for k in range(1, 7) if 10**k < fullest / 2), fullest]
     bar = axes[0].figure.colorbar(
         heatmap, ax=list(axes), label="points in a bin", ticks=ticks, format="{x:.0f}"
@@ -216,7 +217,8 @@ def plot_matrix(
     for (i, j), value in np.ndenumerate(matrix):
         text = f"{round(value, 2) + 0.0:.2f}" if np.isfinite(value) else "–"
         color = "white" if abs(value) > 0.6 else "black"
-        ax.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
+        written = ax.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
+        written.set_in_layout(False)
     return ax
 
 
@@ -295,10 +297,12 @@ def short_name(name: str) -> str:
 
 def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
     """A figure as PNG of 256 colours: the same bytes every time, with no date or version."""
-    drawn, buffer = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=dpi)
-    image = Image.open(drawn).convert("RGB").quantize(256, dither=Image.Dither.NONE)
-    image.save(buffer, format="png")
+    canvas = FigureCanvasAgg(figure)
+    figure.set_dpi(dpi)
+    canvas.draw()  # type: ignore[no-untyped-call]
+    pixels = Image.fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")  # type: ignore[no-untyped-call]
+    buffer = io.BytesIO()
+    pixels.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
 
 

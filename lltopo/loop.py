@@ -7,10 +7,8 @@ is written; a worker killed in between repeats that one epoch and writes the sam
 
 from __future__ import annotations
 
-import io
-import pickle
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -19,12 +17,13 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lltopo.checkpoints import Checkpoint, bare, checkpoints, write_checkpoint
 from lltopo.data import DataSet, Samples
 from lltopo.errors import InputError
 from lltopo.evaluation import batch_losses, evaluating
 from lltopo.models import build_model
 from lltopo.recorder import LossRecorder
-from lltopo.storage import Place, exists, read_bytes, write_bytes
+from lltopo.storage import Place
 from lltopo.study import SPLITS, Run, Study, Training, run_digest
 from lltopo.tables import LossTable, complete_epochs
 
@@ -46,19 +45,13 @@ class Resident(NamedTuple):
     y: Tensor
 
 
-class _State(NamedTuple):
+class State(NamedTuple):
     """A network in training."""
 
     model: nn.Module
     optimizer: torch.optim.SGD
     mean: Tensor
     std: Tensor
-
-
-def checkpoint_file(out: Place, run: str, epoch: int | None) -> Place:
-    """The checkpoint of an epoch that the study names, or the last one (None)."""
-    name = "last.pt" if epoch is None else f"epoch={epoch:05d}.pt"
-    return out / f"checkpoints/run={run}/{name}"
 
 
 def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker) -> None:
@@ -70,12 +63,12 @@ def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker
     """
     run = study.runs[name]
     training = run.training
-    _set_up_torch(training)
-    state = _initial_state(run, data, worker)
-    splits = {split: _resident(data.split(split), worker) for split in SPLITS}
+    set_up_torch(training)
+    state = initial_state(run, data, worker)
+    splits = {split: resident(data.split(split), worker) for split in SPLITS}
     recorder = LossRecorder(out, name)
     digest = run_digest(study, name)
-    done = _restored_epoch(state, out, name, digest, training)
+    done = _resumed_epoch(state, out, name, training.keep_checkpoints, digest)
     for epoch in range(0 if done is None else done + 1, training.epochs + 1):
         start = time.perf_counter()
         if epoch > 0:
@@ -90,11 +83,14 @@ def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker
             rate = training.learning_rate(epoch) if epoch > 0 else None
             seconds = time.perf_counter() - start
             recorder.close_epoch(epoch, learning_rate=rate, seconds=seconds)
-            _write_checkpoints(state, epoch, digest, training, out, name)
+            checkpoint = Checkpoint(
+                bare(state.model).state_dict(), state.optimizer.state_dict(), epoch, digest
+            )
+            write_checkpoint(checkpoint, out, name, training.keep_checkpoints)
 
 
 def train_epoch(
-    state: _State, split: Resident, training: Training, epoch: int, worker: Worker
+    state: State, split: Resident, training: Training, epoch: int, worker: Worker
 ) -> None:
     """One pass over the training set in batches of the global ``batch_size``."""
     for group in state.optimizer.param_groups:
@@ -123,15 +119,14 @@ def train_epoch(
 
 
 def recorded_losses(
-    state: _State, split: Resident, training: Training, worker: Worker
+    state: State, split: Resident, training: Training, worker: Worker
 ) -> LossTable:
     """The loss of every sample in sample order, the same bits for any number of workers.
 
     Whole batches of ``eval_batch_size`` are dealt to the workers in runs, at rank 0's buffers.
     """
-    model = state.model
-    if isinstance(model, nn.parallel.DistributedDataParallel):
-        model = model.module
+    model = bare(state.model)
+    if worker.size > 1:
         for buffer in model.buffers():
             dist.broadcast(buffer, src=0)
     starts = list(range(0, len(split.y), training.eval_batch_size))
@@ -168,14 +163,16 @@ def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
     return padded[samples, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _set_up_torch(training: Training) -> None:
+def set_up_torch(training: Training) -> None:
+    """Set what decides the last bits of a result the way the study says."""
     # threads and algorithms decide the last bits of a sum, so they belong to the study
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(training.deterministic)
     torch.backends.cudnn.benchmark = not training.deterministic
 
 
-def _initial_state(run: Run, data: DataSet, worker: Worker) -> _State:
+def initial_state(run: Run, data: DataSet, worker: Worker) -> State:
+    """The network before training, on its device, and its optimizer."""
     training = run.training
     if training.augment != "none" and data.train.x.ndim != 4:
         raise InputError(
@@ -183,6 +180,7 @@ def _initial_state(run: Run, data: DataSet, worker: Worker) -> _State:
             f"{data.input_shape}. Use none."
         )
     model = build_model(run.model, data.input_shape, data.n_classes, training.seed)
+    _check_fit(model, run.model.name, data)
     layout = torch.channels_last if training.channels_last else torch.contiguous_format
     model = model.to(worker.device, memory_format=layout)  # type: ignore[call-overload]
     optimizer = torch.optim.SGD(
@@ -199,16 +197,32 @@ def _initial_state(run: Run, data: DataSet, worker: Worker) -> _State:
         torch.from_numpy(values).reshape(shape).to(worker.device)
         for values in (data.mean, data.std)
     )
-    return _State(model, optimizer, mean, std)
+    return State(model, optimizer, mean, std)
 
 
-def _resident(samples: Samples, worker: Worker) -> Resident:
+def _check_fit(model: nn.Module, name: str, data: DataSet) -> None:
+    expected = (2, data.n_classes)
+    try:
+        with evaluating(model):
+            found = tuple(model(torch.zeros(2, *data.input_shape)).shape)
+        problem = "" if found == expected else f"got outputs of shape {found}"
+    except (RuntimeError, ValueError, TypeError) as error:
+        problem = f"got {' '.join(str(error).split())[:200]}"
+    if problem:
+        raise InputError(
+            f"model: {name} does not fit samples of shape {data.input_shape}: expected outputs of "
+            f"shape {expected} for two of them, {problem}. Use another model or mend it."
+        )
+
+
+def resident(samples: Samples, worker: Worker) -> Resident:
+    """A split's samples on the worker's device."""
     return Resident(
         torch.from_numpy(samples.x).to(worker.device), torch.from_numpy(samples.y).to(worker.device)
     )
 
 
-def _network_input(x: Tensor, state: _State, training: Training) -> Tensor:
+def _network_input(x: Tensor, state: State, training: Training) -> Tensor:
     x = (x.float() - state.mean) / state.std
     if training.channels_last and x.ndim == 4:
         return x.contiguous(memory_format=torch.channels_last)
@@ -232,56 +246,14 @@ def _derived_seed(seed: int, epoch: int, purpose: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1)[0])
 
 
-def _bare(model: nn.Module) -> nn.Module:
-    return model.module if isinstance(model, nn.parallel.DistributedDataParallel) else model
-
-
-def _write_checkpoints(
-    state: _State, epoch: int, digest: str, training: Training, out: Place, name: str
-) -> None:
-    buffer = io.BytesIO()
-    content = {
-        "model": _bare(state.model).state_dict(),
-        "optimizer": state.optimizer.state_dict(),
-        "epoch": epoch,
-        "study": digest,
-    }
-    torch.save(content, buffer)
-    if epoch in training.keep_checkpoints:
-        write_bytes(checkpoint_file(out, name, epoch), buffer.getvalue())
-    write_bytes(checkpoint_file(out, name, None), buffer.getvalue())
-
-
-def read_checkpoint(source: Place) -> dict[str, Any] | None:
-    """A checkpoint's content on the CPU; None where it is absent or damaged."""
-    if not exists(source):
-        return None
-    try:
-        content: dict[str, Any] = torch.load(
-            io.BytesIO(read_bytes(source)), map_location="cpu", weights_only=True
-        )
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError):
-        return None
-    return content
-
-
-def _restored_epoch(
-    state: _State, out: Place, name: str, digest: str, training: Training
+def _resumed_epoch(
+    state: State, out: Place, name: str, kept_epochs: Sequence[int], digest: str
 ) -> int | None:
     """Load the latest checkpoint before which no table is missing; None to start afresh."""
     complete = complete_epochs(out, name, SPLITS)
-    kept = sorted(training.keep_checkpoints, reverse=True)
-    for source in (checkpoint_file(out, name, epoch) for epoch in (None, *kept)):
-        content = read_checkpoint(source)
-        if content is None:
-            continue
-        if content["study"] != digest:
-            raise InputError(
-                f"{source}: belongs to another study: its settings are not these. "
-                "Choose another --out."
-            )
-        if complete >= set(range(int(content["epoch"]) + 1)):
-            _bare(state.model).load_state_dict(content["model"])
-            state.optimizer.load_state_dict(content["optimizer"])
-            return int(content["epoch"])
+    for checkpoint in checkpoints(out, name, kept_epochs, digest):
+        if complete >= set(range(checkpoint.epoch + 1)):
+            bare(state.model).load_state_dict(checkpoint.model)
+            state.optimizer.load_state_dict(checkpoint.optimizer)
+            return checkpoint.epoch
     return None

@@ -129,10 +129,17 @@ def distance_plates(results: Results) -> Iterator[Plate]:
             ax.set_ylabel(f"$W_{{{order:g}}}$ to the last epoch (loss)")
         axes[0].set_title(_title(tree, split))
         caption = (
-            f"Wasserstein distance of each epoch's diagram to the run's last one: "
+            f"Wasserstein distance of each epoch’s diagram to the run’s last one that is ok: "
             f"{TREE_NAMES[tree]}, {SPLIT_NAMES[split]}."
         )
-        yield Plate(f"7.{number}", f"7.{number}", caption, figure)
+        numbers = [
+            (
+                f"{run}, reference epoch",
+                topology_number(results, "reference_epoch", run, split, tree, last),
+            )
+            for run, last in _last_epochs(results)
+        ]
+        yield Plate(f"7.{number}", f"7.{number}", caption, figure, tuple(numbers))
 
 
 def heatmap_plates(results: Results, split: Split, tree: Tree, dgms: Diagrams) -> Iterator[Plate]:

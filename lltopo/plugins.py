@@ -12,16 +12,29 @@ from lltopo.errors import InputError
 
 
 def imported_function(name: str, key: str) -> Callable[..., Any]:
-    """The function that ``module:function`` names; modules in the working folder are found.
+    """Import the function that ``module:function`` names.
+
+    Parameters
+    ----------
+    name
+        Modules in the working folder are found.
+    key
+        The study's key that names it, for errors.
 
     Raises
     ------
     InputError
-        Where there is no such module or function; names the study's ``key``.
+        Where there is no such module or function.
     """
     module, colon, attribute = name.partition(":")
-    if not colon or not module or not attribute:
-        raise InputError(f"{key}: {name!r} is malformed: expected module:function.")
+    if (
+        not colon
+        or not attribute.isidentifier()
+        or not all(map(str.isidentifier, module.split(".")))
+    ):
+        raise InputError(
+            f"{key}: {name!r} is malformed: expected module:function. Name one's own function so."
+        )
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())
     try:

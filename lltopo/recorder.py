@@ -20,7 +20,9 @@ from lltopo.tables import (
     METRICS_PART,
     Field,
     LossTable,
+    footer,
     metrics_file,
+    read_table,
     write_losses,
     write_table,
 )
@@ -97,31 +99,54 @@ class LossRecorder:
         labels: ArrayLike | None = None,
         predictions: ArrayLike | None = None,
     ) -> None:
-        """Add the losses of some samples; arrays or CPU tensors of equal length.
+        """Add the losses of some samples; arrays or tensors of equal length.
 
-        ``sample_ids`` are positions in the split, 0 to n - 1.
+        Parameters
+        ----------
+        losses
+            One a sample; kept as float32.
+        sample_ids
+            Integers: the samples' positions in the split, 0 to n - 1.
+        split
+            ``train`` or ``val``.
+        epoch
+            Counted from 1; 0 is the network before training.
+        labels, predictions
+            Classes from 0 to 32767; -1 where unknown.
+
+        Raises
+        ------
+        InputError
+            For an unknown split, a negative epoch, unequal lengths, or classes out of range.
         """
         if split not in SPLITS:
             raise InputError(f"split: is unknown: expected train or val, got {split!r}.")
         if epoch < 0:
             raise InputError(f"epoch: is negative: expected 0, 1, 2, ..., got {epoch}.")
-        loss = np.array(losses, dtype=np.float32).reshape(-1)
-        ids = np.array(sample_ids).reshape(-1)
-        columns = [
-            np.full(len(loss), -1) if column is None else np.array(column).reshape(-1)
-            for column in (labels, predictions)
+        loss = _flat(losses).astype(np.float32)
+        ids = _integers("sample_ids", sample_ids, len(loss))
+        classes = [
+            np.full(len(loss), -1) if given is None else _classes(name, given, len(loss))
+            for name, given in (("labels", labels), ("predictions", predictions))
         ]
-        if ids.dtype.kind not in "iu" or any(len(c) != len(loss) for c in (ids, *columns)):
-            raise InputError(
-                f"sample_ids: do not fit the losses: expected {len(loss)} integers, got "
-                f"{len(ids)} of {ids.dtype}. Give one for each loss."
-            )
-        self._open.setdefault((epoch, split), []).append((ids, loss, *columns))
+        self._open.setdefault((epoch, split), []).append((ids, loss, *classes))
 
     def close_epoch(
         self, epoch: int, *, learning_rate: float | None = None, seconds: float | None = None
     ) -> None:
         """Write the tables of an epoch's splits, then its metrics.
+
+        Where nothing was recorded of a split since the epoch was closed before, its table and
+        metrics stay.
+
+        Parameters
+        ----------
+        epoch
+            All of its updates have been made.
+        learning_rate
+            Of the epoch, for the metrics.
+        seconds
+            What the epoch took, for the metrics.
 
         Raises
         ------
@@ -135,19 +160,35 @@ class LossRecorder:
             split: _in_sample_order(self._open[epoch, split], f"{split}, epoch {epoch}")
             for split in splits
         }
-        metrics = []
+        target = metrics_file(self._out, self._run, epoch)
+        before = read_table(target).to_pylist() if footer(target) is not None else []
+        metrics = [row for row in before if row["split"] not in tables]
         for split, table in tables.items():
             write_losses(self._out / "losses", Field(self._run, split, epoch), table)
-            metrics.append(split_metrics(split, table) | {"learning_rate": learning_rate})
-            metrics[-1]["seconds"] = seconds
+            measured = {"learning_rate": learning_rate, "seconds": seconds}
+            metrics.append(split_metrics(split, table) | measured)
             del self._open[epoch, split]
-        write_table(metrics_file(self._out, self._run, epoch), metrics, METRICS_PART)
+        write_table(target, metrics, METRICS_PART)
 
 
 def split_metrics(split: str, table: LossTable) -> dict[str, Any]:
-    """Mean loss (float64) and, where labels and predictions are known, accuracy."""
+    """Average a loss table.
+
+    Parameters
+    ----------
+    split
+        Whose losses they are.
+    table
+        The accuracy is None unless the label and the prediction of every sample are known.
+
+    Returns
+    -------
+    dict
+        ``split``, ``loss`` (the mean, added up in float64) and ``accuracy``.
+    """
     accuracy = None
-    if table.label is not None and table.prediction is not None:
+    classes = (table.label, table.prediction)
+    if all(column is not None and column.min(initial=0) >= 0 for column in classes):
         accuracy = float(np.mean(table.label == table.prediction))
     return {
         "split": split,
@@ -156,12 +197,40 @@ def split_metrics(split: str, table: LossTable) -> dict[str, Any]:
     }
 
 
+def _flat(values: ArrayLike) -> NDArray[Any]:
+    """Copy an array, or a tensor with gradients or on a GPU."""
+    if hasattr(values, "detach"):
+        values = values.detach().cpu().numpy()
+    return np.array(values).reshape(-1)
+
+
+def _integers(name: str, values: ArrayLike, n: int) -> NDArray[np.int64]:
+    integers = _flat(values)
+    if integers.dtype.kind not in "iu" or len(integers) != n:
+        raise InputError(
+            f"{name}: do not fit the losses: expected {n} integers, got {len(integers)} of "
+            f"{integers.dtype}. Give one for each loss."
+        )
+    return integers.astype(np.int64)
+
+
+def _classes(name: str, values: ArrayLike, n: int) -> NDArray[np.int64]:
+    classes = _integers(name, values, n)
+    most = np.iinfo(np.int16).max
+    if n and not (classes.min() >= -1 and classes.max() <= most):
+        raise InputError(
+            f"{name}: are out of range: expected 0 to {most}, or -1 where unknown, got "
+            f"{classes.min()} to {classes.max()}. Leave them out."
+        )
+    return classes
+
+
 def _in_sample_order(pieces: list[tuple[NDArray[Any], ...]], what: str) -> LossTable:
     ids, loss, label, prediction = (np.concatenate(column) for column in zip(*pieces, strict=True))
     n = len(ids)
     order = np.argsort(ids, kind="stable")
     if not np.array_equal(ids[order], np.arange(n)):
-        counts = np.bincount(ids[(ids >= 0) & (ids < n)].astype(np.int64), minlength=n)
+        counts = np.bincount(ids[(ids >= 0) & (ids < n)], minlength=n)
         raise InputError(
             f"sample_ids ({what}): do not cover the split: expected 0 to {n - 1} once each, got "
             f"{int((counts == 0).sum())} missing and {int((counts > 1).sum())} repeated. "

@@ -20,8 +20,16 @@ from lltopo.results import Results, epochs, milestones, topology_rows, training_
 from lltopo.study import SPLITS, Split
 from lltopo.tables import TREES, Tree
 
-LARGEST = 1000  # heatmaps in a page, of about a kilobyte each
-FACTS = ("epoch", "status", "reason", "n_pairs", "total_persistence", "wasserstein")
+LARGEST = 40_000  # rows of bins in a page, of some fifty bytes each
+FACTS = (
+    "epoch",
+    "status",
+    "reason",
+    "n_pairs",
+    "total_persistence",
+    "wasserstein",
+    "reference_epoch",
+)
 
 
 def shown_epochs(results: Results) -> list[int]:
@@ -30,7 +38,8 @@ def shown_epochs(results: Results) -> list[int]:
     The first and last epoch and those around a change of the rate are always there.
     """
     every = epochs(results)
-    room = max(2, LARGEST // (len(SPLITS) * len(TREES) * len(results.runs)))
+    heatmaps = len(SPLITS) * len(TREES) * len(results.runs)
+    room = max(2, LARGEST // (heatmaps * results.study.report.bins))
     if len(every) <= room:
         return every
     kept = {epoch for run in results.runs for epoch in heatmap_epochs(results, run)} & set(every)

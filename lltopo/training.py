@@ -7,6 +7,7 @@ second copy.
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -73,7 +74,7 @@ def _fit(study: Study, out: Place, name: str, state: Place) -> None:
     if _uses_gpu():
         needs["GPU"] = study.resources.gpus_per_worker
     trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
+        _train_worker,  # type: ignore[arg-type]  # what it returns is Result.return_value
         train_loop_config={"study": study.model_dump(mode="json"), "run": name, "out": out},
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers, use_gpu=_uses_gpu(), resources_per_worker=needs
@@ -86,18 +87,14 @@ def _fit(study: Study, out: Place, name: str, state: Place) -> None:
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
-    try:
-        trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        for cause in getattr(error, "worker_failures", {}).values():
-            if isinstance(cause, InputError):
-                raise cause from error
-        raise
+    wrong_input = trainer.fit().return_value  # type: ignore[attr-defined]
+    if wrong_input is not None:
+        raise InputError(wrong_input)
 
 
-def _train_worker(config: dict[str, Any]) -> None:
-    import os
-
+def _train_worker(config: dict[str, Any]) -> str | None:
+    """Train one run; what is wrong with its input, which is returned, for Train would try a
+    worker that raises again."""
     # cuBLAS is deterministic only with a fixed workspace, chosen before its first use
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from lltopo.data import load_data
@@ -109,4 +106,8 @@ def _train_worker(config: dict[str, Any]) -> None:
     worker = Worker(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     )
-    train_run(study, config["run"], load_data(study.data), config["out"], worker)
+    try:
+        train_run(study, config["run"], load_data(study.data), config["out"], worker)
+    except InputError as error:
+        return str(error)
+    return None

@@ -120,10 +120,10 @@ def _rounded_transport(
 
 
 def _narrowed(values: BigIntegers, limit: int, start: int) -> BigIntegers:
-    """The values from ``start`` on, every gap between neighbours cut to just above the limit."""
+    """The values from ``start`` on, every gap between neighbours cut to twice the limit."""
     order = np.argsort(values)
     narrowed = np.empty_like(values)
-    narrowed[order] = np.cumsum(np.minimum(np.diff(values[order], prepend=start), limit + 1))
+    narrowed[order] = np.cumsum(np.minimum(np.diff(values[order], prepend=start), 2 * limit + 1))
     return narrowed
 
 

@@ -7,21 +7,26 @@ to high, those of the sublevel sets are born at minima and merge in the **split*
 sweep gives the augmented tree (every vertex with the next one of its component); combining
 the two augmented trees leaf by leaf gives the **contour** tree.
 
-The sweep's inner loop has no branch: a vertex reads the components of all its neighbours and
-keeps the smallest and the largest; only where the two differ may components have met.
+Components are numbered as they are born, so the first is elder than all and swallows whatever
+it meets. The sweep's inner loop has no branch: it takes the largest number among a vertex's
+neighbours, and only if that is not the first component's looks at them one by one.
 """
 
 from __future__ import annotations
 
-from heapq import heappop, heappush
 from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from lltopo.arrays import read_only
+from lltopo.contour import combined_arcs
 from lltopo.errors import InputError
-from lltopo.graph import Graph, read_only
+from lltopo.graph import Graph
+
+RADIX_BITS = 11  # three passes for float32, whose counters stay in the first cache
+RADIX = 1 << RADIX_BITS
 
 
 class MergeTree(NamedTuple):
@@ -116,11 +121,11 @@ def split_tree(graph: Graph, values: ArrayLike) -> MergeTree:
 
 
 def contour_tree(graph: Graph, values: ArrayLike) -> MergeTree:
-    """Combine the augmented join and split trees, whose leaves are maxima and minima.
+    """Combine the augmented join and split trees; leaves are maxima and minima.
 
     On a graph without cycles this is the tree of the level sets' components; on others it is
-    Carr's combination of the two trees, and that is its definition. Parameters, returns and
-    errors are those of `join_tree`.
+    Carr's combination of the two trees, the highest leaf first, and that is its definition.
+    Parameters, returns and errors are those of `join_tree`.
     """
     order = vertex_order(field_values(graph, values))
     return _contracted(order, _contour_arcs(graph, order))
@@ -181,18 +186,39 @@ def vertex_order(field: NDArray[np.floating[Any]]) -> NDArray[np.int32]:
     (n,) int32
         Split trees sweep it forwards, join trees backwards.
     """
-    if field.dtype == np.float32:
-        # one integer a vertex: the value's bits, monotone, above the index
-        bits = (field + np.float32(0)).view(np.int32)
-        keys = (bits ^ (bits >> 31 & 0x7FFFFFFF)).astype(np.int64) << 32
-        keys |= np.arange(len(field))
-        keys.sort()
-        return (keys & 0xFFFFFFFF).astype(np.int32)
-    order = np.argsort(field)
-    ascending = field[order]
-    if np.any(ascending[1:] == ascending[:-1]):
-        order = np.argsort(field, kind="stable")
-    return order.astype(np.int32)
+    # the bits of floats, as unsigned integers, ascend like the floats once the sign is mended
+    unsigned = np.uint32 if field.dtype == np.float32 else np.uint64
+    bits: NDArray[Any] = (field + field.dtype.type(0)).view(unsigned)
+    sign = unsigned(1) << unsigned(8 * bits.itemsize - 1)
+    order: NDArray[np.int32] = _radix_order(np.where(bits & sign, ~bits, bits | sign))
+    return order
+
+
+@njit(cache=True, nogil=True)
+def _radix_order(keys):  # type: ignore[no-untyped-def]
+    """Sort indices by (key, index): from the lowest digit up, each pass keeping the last order."""
+    n = len(keys)
+    order = np.arange(n).astype(np.int32)
+    other = np.empty_like(order)
+    for shift in range(0, 8 * keys.itemsize, RADIX_BITS):
+        ends = np.zeros(RADIX + 1, np.int64)
+        for v in range(n):
+            ends[_digit(keys[v], shift) + 1] += 1
+        if n == 0 or ends[_digit(keys[0], shift) + 1] == n:
+            continue  # the digit is the same everywhere
+        for digit in range(RADIX):
+            ends[digit + 1] += ends[digit]
+        for i in range(n):
+            digit = _digit(keys[order[i]], shift)
+            other[ends[digit]] = order[i]
+            ends[digit] += 1
+        order, other = other, order
+    return order
+
+
+@njit(cache=True, nogil=True)
+def _digit(key, shift):  # type: ignore[no-untyped-def]
+    return np.int64((np.uint64(key) >> np.uint64(shift)) & np.uint64(RADIX - 1))
 
 
 # -- the sweep ------------------------------------------------------------------------------
@@ -221,43 +247,42 @@ def _sweep(indptr, indices, order):  # type: ignore[no-untyped-def]
     deaths = np.empty(n + 1, np.int32)
     last = np.empty(n + 1, np.int32)  # by component: the time of its latest vertex
     successor = np.arange(n).astype(np.int32)
-    none = np.int32(n + 1)
     n_components = 0
     for time in range(n):
         v = order[time]
         first, end = indptr[v], indptr[v + 1]
-        eldest, youngest = none, np.int32(0)
+        youngest = np.int32(0)
         for i in range(first, end):
-            c = parent[component[indices[i]]]
-            youngest = max(youngest, c)
-            eldest = min(eldest, c if c > 0 else none)
+            youngest = max(youngest, parent[component[indices[i]]])
+        c = youngest
         if youngest == 0:
             n_components += 1
             c = np.int32(n_components)
             births[c] = time
             parent[c] = c
-        else:
-            c = _root(parent, eldest)
-            if eldest != youngest:
-                for i in range(first, end):
-                    if component[indices[i]] > 0:
-                        c = min(c, _root(parent, component[indices[i]]))
-                for i in range(first, end):
-                    other = _root(parent, component[indices[i]])
-                    if other > 0 and other != c:
-                        parent[other] = c
-                        deaths[other] = time
-                        successor[last[other]] = time
+        elif youngest > 1:  # not only the first, which is elder than all
+            c = _root(parent, youngest)
+            for i in range(first, end):
+                other = parent[component[indices[i]]]
+                if (other > 0) & (other != c):
+                    c = min(c, _root(parent, other))
+            for i in range(first, end):
+                other = _root(parent, component[indices[i]])
+                if (other > 0) & (other != c):
+                    parent[other] = c
+                    deaths[other] = time
+                    successor[last[other]] = time
+        if youngest > 0:
             successor[last[c]] = time
         component[v] = c
         last[c] = time
     essential = np.empty(n_components, np.bool_)
-    for c in range(1, n_components + 1):
-        essential[c - 1] = parent[c] == c
-        if parent[c] == c:
-            deaths[c] = last[c]
-    ends = n_components + 1
-    return births[1:ends].copy(), deaths[1:ends].copy(), essential, successor
+    for e in range(1, n_components + 1):
+        essential[e - 1] = parent[e] == e
+        if parent[e] == e:
+            deaths[e] = last[e]
+    born = slice(1, n_components + 1)
+    return births[born].copy(), deaths[born].copy(), essential, successor
 
 
 @njit(cache=True, nogil=True)
@@ -289,75 +314,8 @@ def _contour_arcs(graph: Graph, order: NDArray[np.int32]) -> NDArray[np.int64]:
     """Return the augmented contour tree as (upper, lower) ranks."""
     below = len(order) - 1 - join_sweep(graph, order).successor[::-1]
     above = split_sweep(graph, order).successor
-    return _combined(np.ascontiguousarray(below, np.int32), above)
-
-
-@njit(cache=True, nogil=True)
-def _combined(below, above):  # type: ignore[no-untyped-def]
-    """Take leaf after leaf off both augmented trees (Carr et al., algorithm 4.2).
-
-    An upper leaf has nothing above it in the join tree and one vertex below it in the split
-    tree: its arc is the join tree's. A lower leaf likewise. Taken out of the tree where it is
-    no leaf, its one neighbour there is tied to the next; that neighbour is known from the sum
-    of all neighbours on that side. On a graph with cycles the outcome depends on the order of
-    the leaves, and some orders end before all arcs are found: here the highest goes first.
-    """
-    n = len(below)
-    n_above, sum_above = _sides(below)  # in the join tree
-    n_below, sum_below = _sides(above)  # in the split tree
-    leaves = [-v for v in range(n - 1, -1, -1) if n_above[v] + n_below[v] == 1]  # a heap
-    arcs = np.empty((n, 2), np.int64)
-    n_arcs = 0
-    while len(leaves) > 0:
-        v = -heappop(leaves)
-        if n_above[v] + n_below[v] != 1:
-            continue  # the last of its component
-        if n_above[v] == 0:
-            other = below[v]
-            arcs[n_arcs, 0] = v
-            arcs[n_arcs, 1] = other
-            _take_leaf(v, below, n_above, sum_above)
-            _take_inner(v, above, n_below, sum_below)
-        else:
-            other = above[v]
-            arcs[n_arcs, 0] = other
-            arcs[n_arcs, 1] = v
-            _take_leaf(v, above, n_below, sum_below)
-            _take_inner(v, below, n_above, sum_above)
-        n_arcs += 1
-        if n_above[other] + n_below[other] == 1:
-            heappush(leaves, -other)
-    return arcs[:n_arcs].copy()
-
-
-@njit(cache=True, nogil=True)
-def _sides(successor):  # type: ignore[no-untyped-def]
-    """Count and add up the vertices whose successor each vertex is."""
-    count = np.zeros(len(successor), np.int32)
-    total = np.zeros(len(successor), np.int64)
-    for v in range(len(successor)):
-        if successor[v] != v:
-            count[successor[v]] += 1
-            total[successor[v]] += v
-    return count, total
-
-
-@njit(cache=True, nogil=True)
-def _take_leaf(v, successor, count, total):  # type: ignore[no-untyped-def]
-    """Take v out of the tree where nothing comes before it."""
-    count[successor[v]] -= 1
-    total[successor[v]] -= v
-
-
-@njit(cache=True, nogil=True)
-def _take_inner(v, successor, count, total):  # type: ignore[no-untyped-def]
-    """Take v out of the tree where one vertex comes before it, and tie that to the next."""
-    before = np.int32(total[v])
-    if successor[v] == v:
-        successor[before] = before
-    else:
-        successor[before] = successor[v]
-        total[successor[v]] += before - v
+    arcs: NDArray[np.int64] = combined_arcs(np.ascontiguousarray(below, np.int32), above)
+    return arcs
 
 
 def _contracted(order: NDArray[np.int32], arcs: NDArray[np.int64]) -> MergeTree:

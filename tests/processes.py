@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import psutil
 
-PATIENCE = 120.0
+PATIENCE = 240.0
 """Seconds after which a test gives up waiting."""
 
 

@@ -86,8 +86,8 @@ def exact_wasserstein(a: np.ndarray, b: np.ndarray, order: float) -> float:
     if total == 0:
         return 0.0
     # The power is brought near one first, for float64 holds no 1e-400.
-    unit = Fraction(2) ** (total.numerator.bit_length() - total.denominator.bit_length())
-    return 2.0 ** (math.log2(unit) / order) * float(total / unit) ** (1 / order)
+    exponent = total.numerator.bit_length() - total.denominator.bit_length()
+    return 2.0 ** (exponent / order) * float(total / Fraction(2) ** exponent) ** (1 / order)
 
 
 def hungarian_assignment(costs: list[list[Fraction]]) -> list[int]:
@@ -157,7 +157,7 @@ def augmented_merge_tree(neighbours: list[set[int]], order: list[int]) -> set[tu
     for v in order:
         met = [component for component in components if neighbours[v] & set(component)]
         components = [component for component in components if component not in met]
-        components.append([*sorted(sum(met, []), key=order.index), v])
+        components.append([*sorted((u for c in met for u in c), key=order.index), v])
         arcs |= {(component[-1], v) for component in met}
     return arcs
 
@@ -213,7 +213,7 @@ def level_set_arcs(neighbours: list[set[int]], order: list[int]) -> set[tuple[in
         met = [started.pop(edge) for edge in upper]
         passes = len(upper) == len(lower) == 1
         arcs |= set() if passes else {(node, v) for node in met}
-        started.update({edge: met[0] if passes else v for edge in lower})
+        started.update(dict.fromkeys(lower, met[0] if passes else v))
     return arcs
 
 
@@ -231,7 +231,7 @@ def contracted(arcs: set[tuple[int, int]], order: list[int]) -> tuple[list[int],
 
 
 def hard_fields(n: int) -> dict[str, tuple[int, np.ndarray, np.ndarray]]:
-    """Small fields (n_vertices, edges, values) on which a sweep can go wrong, of about n vertices."""
+    """Fields (n_vertices, edges, values) of about n vertices on which a sweep can go wrong."""
     rng = np.random.default_rng(7)
     path = np.column_stack([np.arange(n - 1), np.arange(1, n)])
     star = np.column_stack([np.zeros(n - 1, int), np.arange(1, n)])

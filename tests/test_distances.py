@@ -17,6 +17,8 @@ from hypothesis.extra.numpy import arrays
 from lltopo.distances import (
     Matching,
     bottleneck_distance,
+    distance_matrix,
+    dual_potentials,
     optimal_matching,
     wasserstein_distance,
 )
@@ -231,6 +233,74 @@ def test_large_orders_and_units_neither_overflow_nor_vanish(order, unit):
     bottleneck = bottleneck_distance(unit * a, unit * b)
     assert bottleneck <= distance * (1 + 1e-12)
     assert distance <= bottleneck * 45 ** (1 / order) * (1 + 1e-12)
+
+
+magnitudes = st.builds(
+    lambda birth, persistence, exponent: (birth, birth + persistence * 10.0**exponent),
+    st.sampled_from([0.0, 1e-12, 0.1, 3.0, 1e6, 1e12]),
+    st.floats(0.1, 1.0),
+    st.integers(-12, 12),
+)
+mixed_diagrams = st.lists(magnitudes, max_size=6).map(lambda rows: np.array(rows).reshape(-1, 2))
+
+
+@settings(max_examples=150, deadline=None)
+@given(mixed_diagrams, mixed_diagrams, mixed_diagrams, st.sampled_from([1.0, 1.5, 2.0, 3.0, 30.0]))
+def test_huge_and_tiny_persistences_mixed_are_exact(a, b, shared, order):
+    """Shared points hide the scale of the distance: all that counts may be far below them."""
+    a, b = np.vstack((a, shared)), np.vstack((shared, b))
+    expected = reference.exact_wasserstein(a, b, order)
+    assert wasserstein_distance(a, b, order) == pytest.approx(expected, rel=1e-12, abs=0)
+
+
+@pytest.mark.parametrize("order", [1.0, 2.0, math.inf])
+def test_deaths_on_two_values(order):
+    """Points on two lines across the diagonal see each other all: no graph of them is sparse."""
+    rng = np.random.default_rng(17)
+    a = np.column_stack((rng.random(2 * N_POINTS), np.full(2 * N_POINTS, 2.0)))
+    b = np.column_stack((rng.random(2 * N_POINTS), np.full(2 * N_POINTS, 2.25)))
+    expected = reference.assignment_wasserstein(a, b, order)
+    assert wasserstein_distance(a, b, order) == pytest.approx(expected, rel=1e-12)
+
+
+@pytest.mark.parametrize("order", [1.0, 1.5, 2.0, 3.0])
+@pytest.mark.parametrize("name", PAIRS)
+def test_dual_potentials_prove_the_matching_optimal(name, order):
+    a, b = (np.vstack((dgm, dgm[:5, ::-1] + 1)) for dgm in PAIRS[name])
+    potentials = dual_potentials(a, b, order)
+    length, way_a, way_b = (costs**order for costs in reference.ground_costs(a, b))
+    slack = 1e-12 * max(way_a.max(initial=0), way_b.max(initial=0))
+    assert (potentials.a[:, None] + potentials.b[None, :] <= length + slack).all()
+    assert (potentials.a <= way_a + slack).all()
+    assert (potentials.b <= way_b + slack).all()
+    primal = wasserstein_distance(a, b, order) ** order
+    dual = math.fsum([*potentials.a, *potentials.b])
+    assert primal == pytest.approx(dual, rel=1e-11, abs=1e-14)
+    assert 0 <= potentials.gap <= 1e-11 * primal
+
+
+def test_order_one_of_single_precision_has_no_gap():
+    a, b = (random_diagram(seed, N_POINTS).astype(np.float32) for seed in (18, 19))
+    potentials = dual_potentials(a, b)
+    assert potentials.gap == 0
+    assert math.fsum([*potentials.a, *potentials.b]) == wasserstein_distance(a, b)
+
+
+def test_potentials_refuse_what_they_cannot_price():
+    good, essential = [[0.0, 1.0]], [[0.0, math.inf]]
+    with pytest.raises(InputError, match=r"^order: .*expected a finite order"):
+        dual_potentials(good, good, math.inf)
+    with pytest.raises(InputError, match=r"^dgm_b: .*never die"):
+        dual_potentials(good, essential)
+
+
+def test_distance_matrix_holds_all_distances():
+    diagrams = [random_diagram(seed, 10 + seed) for seed in range(4)]
+    matrix = distance_matrix(diagrams, order=2)
+    assert matrix.tolist() == [[wasserstein_distance(a, b, 2) for b in diagrams] for a in diagrams]
+    assert distance_matrix([]).shape == (0, 0)
+    with pytest.raises(InputError, match=r"^diagrams\[1\]: .*NaN"):
+        distance_matrix([diagrams[0], [[0.0, math.nan]]])
 
 
 @pytest.mark.parametrize("order", [1.0, 2.0, math.inf])

@@ -82,7 +82,9 @@ def epochs_written_again(before: Snapshot, after: Snapshot, run_name: str) -> se
 
 def test_study_runs_side_by_side_with_its_analysis(undisturbed: Path) -> None:
     written = {
-        name: [p.stat().st_mtime for p in (undisturbed / "losses" / f"run={name}").rglob("*.parquet")]
+        name: [
+            p.stat().st_mtime for p in (undisturbed / "losses" / f"run={name}").rglob("*.parquet")
+        ]
         for name in STUDY["runs"]
     }
     first, last = ({n: pick(times) for n, times in written.items()} for pick in (min, max))

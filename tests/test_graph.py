@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from reference import brute_force_neighbours
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
-from lltopo import graph as graph_module
+from lltopo import neighbours as search
 from lltopo.errors import InputError
 from lltopo.graph import Graph, knn_graph, nearest_neighbours, neighbour_recall
-from tests.reference import brute_force_neighbours
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
 N = 400 if COMPILED else 40
@@ -102,7 +102,7 @@ def test_neighbours_are_those_of_brute_force(dtype: type, k: int, high: int) -> 
 def test_tiles_do_not_matter(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = features(np.uint8, n=50 if COMPILED else 20, high=3)
     whole = nearest_neighbours(rows, 9, "exact")
-    monkeypatch.setattr(graph_module, "TILE", tile)
+    monkeypatch.setattr(search, "TILE", tile)
     tiled = nearest_neighbours(rows, 9, "exact")
     assert np.array_equal(whole.indices, tiled.indices)
     assert np.array_equal(whole.distances, tiled.distances)
@@ -137,13 +137,13 @@ def test_a_row_whose_bounds_do_not_decide_is_searched_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     chosen = []
-    search = graph_module._search_rows
+    search_rows = search._search_rows
 
     def watch(rows: np.ndarray, doubtful: np.ndarray, k: int) -> object:
         chosen.extend(doubtful.tolist())
-        return search(rows, doubtful, k)
+        return search_rows(rows, doubtful, k)
 
-    monkeypatch.setattr(graph_module, "_search_rows", watch)
+    monkeypatch.setattr(search, "_search_rows", watch)
     rows = features(np.uint8, d=30)
     nearest_neighbours(rows, 5, "exact")
     assert chosen == []
@@ -238,7 +238,7 @@ def test_nn_descent_is_seeded_and_almost_exact() -> None:
 def test_auto_is_exact_until_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = features(n=60, d=3, high=3)
     assert np.array_equal(nearest_neighbours(rows, 5).indices, brute_force_neighbours(rows, 5))
-    monkeypatch.setattr(graph_module, "EXACT_WITHIN", 60 * 60 * 3 - 1)
+    monkeypatch.setattr(search, "EXACT_WITHIN", 60 * 60 * 3 - 1)
     approximate = nearest_neighbours(rows, 5).indices
     assert np.array_equal(approximate, nearest_neighbours(rows, 5, "nndescent").indices)
 

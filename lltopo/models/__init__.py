@@ -1,12 +1,11 @@
-"""Architectures, one a file; all take images of (channels, height, width)."""
+"""Architectures, one a file, and the network that a study names."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import nn
 
+from lltopo.errors import InputError
 from lltopo.models.convnet import ConvNet
 from lltopo.models.mlp import Mlp
 from lltopo.models.wideresnet import WideResNet
@@ -14,29 +13,57 @@ from lltopo.plugins import imported_function
 from lltopo.study import ConvNetModel, MlpModel, PythonModel, WideResNetModel
 
 Shape = tuple[int, ...]
+Model = WideResNetModel | ConvNetModel | MlpModel | PythonModel
 
 
-def build_model(
-    model: WideResNetModel | ConvNetModel | MlpModel | PythonModel,
-    input_shape: Shape,
-    n_classes: int,
-    seed: int,
-) -> nn.Module:
-    """The network of a study on the CPU, its weights drawn from ``seed``.
+def build_model(model: Model, input_shape: Shape, n_classes: int, seed: int) -> nn.Module:
+    """Build the network of a study on the CPU.
 
-    ``input_shape`` is one sample's, without the batch: (channels, height, width) or (d,).
+    Parameters
+    ----------
+    model
+        A study's model section.
+    input_shape
+        One sample's, without the batch: (channels, height, width) or (d,).
+    n_classes
+        How many outputs.
+    seed
+        Its weights are drawn from this alone; the global random state is left as it was.
+
+    Raises
+    ------
+    InputError
+        Where the model does not take such samples, or one's own function gives no module.
     """
-    build: Callable[[], nn.Module]
-    match model:
-        case WideResNetModel():
-            build = lambda: WideResNet(input_shape, n_classes, model.depth, model.widen_factor)  # noqa: E731
-        case ConvNetModel():
-            build = lambda: ConvNet(input_shape, n_classes, model.width)  # noqa: E731
-        case MlpModel():
-            build = lambda: Mlp(input_shape, n_classes, model.hidden)  # noqa: E731
-        case PythonModel():
-            function = imported_function(model.python, "model.python")
-            build = lambda: function(input_shape, n_classes, **model.options)  # noqa: E731
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return build()
+        return _built(model, input_shape, n_classes)
+
+
+def _built(model: Model, input_shape: Shape, n_classes: int) -> nn.Module:
+    match model:
+        case MlpModel():
+            return Mlp(input_shape, n_classes, model.hidden)
+        case ConvNetModel():
+            _check_images(model.name, input_shape, least=8)
+            return ConvNet(input_shape, n_classes, model.width)
+        case WideResNetModel():
+            _check_images(model.name, input_shape, least=1)
+            return WideResNet(input_shape, n_classes, model.depth, model.widen_factor)
+        case PythonModel():
+            function = imported_function(model.python, "model.python")
+            network = function(input_shape, n_classes, **model.options)
+            if not isinstance(network, nn.Module):
+                raise InputError(
+                    f"model.python: {model.python} gave no network: expected a torch.nn.Module, "
+                    f"got {type(network).__name__}. Mend the function."
+                )
+            return network
+
+
+def _check_images(name: str, shape: Shape, least: int) -> None:
+    if len(shape) != 3 or min(shape[1:]) < least:
+        raise InputError(
+            f"model: {name} does not fit the samples: expected images of at least "
+            f"{least} x {least}, got samples of shape {shape}. Use mlp."
+        )

@@ -20,8 +20,10 @@ def _conv(c_in: int, c_out: int, kernel: int, stride: int) -> nn.Conv2d:
 
 
 class PreActivationBlock(nn.Module):
-    """BN-ReLU-conv twice; where the shape changes, the shortcut is a 1x1 convolution of the
-    activated input."""
+    """BN-ReLU-conv twice, added to the block's input.
+
+    Where the shape changes, the shortcut is a 1x1 convolution of the activated input.
+    """
 
     def __init__(self, c_in: int, c_out: int, stride: int) -> None:
         super().__init__()
@@ -34,12 +36,24 @@ class PreActivationBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         active = F.relu(self.bn1(x))
         skipped: Tensor = x if self.shortcut is None else self.shortcut(active)
-        inner = self.conv2(F.relu(self.bn2(self.conv1(active))))
+        inner: Tensor = self.conv2(F.relu(self.bn2(self.conv1(active))))
         return skipped + inner
 
 
 class WideResNet(nn.Module):
-    """WideResNet-``depth``-``widen_factor`` for images of (channels, height, width)."""
+    """WideResNet-``depth``-``widen_factor``.
+
+    Parameters
+    ----------
+    input_shape
+        (channels, height, width).
+    n_classes
+        How many outputs.
+    depth
+        6n + 4.
+    widen_factor
+        The k above.
+    """
 
     def __init__(
         self, input_shape: tuple[int, ...], n_classes: int, depth: int, widen_factor: int

@@ -79,8 +79,9 @@
     if (!row) return `no epoch ${epoch}`;
     if (row.status !== "ok") return `${row.status}: ${row.reason ?? "no reason given"}`;
     return (
-      `total persistence ${rounded(row.total_persistence)}, ${rounded(row.n_pairs)} pairs, ` +
-      `distance to the last epoch ${rounded(row.wasserstein)}, accuracy ${rounded(row.accuracy)}`
+      `total persistence ${rounded(row.total_persistence)}; ${rounded(row.n_pairs)} pairs; ` +
+      `distance to epoch ${row.reference_epoch}: ${rounded(row.wasserstein)}; ` +
+      `accuracy ${rounded(row.accuracy)}`
     );
   };
 

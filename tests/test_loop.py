@@ -1,0 +1,529 @@
+"""The training loop in plain torch: what it computes, and that interruptions leave no trace."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lltopo import loop
+from lltopo.checkpoints import checkpoint_file
+from lltopo.data import load_data
+from lltopo.errors import InputError
+from lltopo.loop import (
+    State,
+    Worker,
+    cropped_and_flipped,
+    initial_state,
+    recorded_losses,
+    resident,
+    train_epoch,
+    train_run,
+)
+from lltopo.models import build_model
+from lltopo.recorder import LossRecorder
+from lltopo.storage import Place, files_below, place
+from lltopo.study import Study
+from lltopo.study_files import resolved_study
+from lltopo.tables import Field, metrics_file, read_losses, read_table
+from tests.tiny import N_TRAIN, N_VAL, tiny_raw, tiny_study
+
+ALONE = Worker(0, 1, torch.device("cpu"))
+
+NETWORK = """
+from torch import nn
+
+
+def build(input_shape, n_classes):
+    channels, height, width = input_shape
+    return nn.Sequential(
+        nn.Conv2d(channels, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), nn.Dropout(0.3),
+        nn.Flatten(), nn.Linear(4 * height * width, n_classes),
+    )
+"""
+
+
+@pytest.fixture(autouse=True)
+def torch_settings() -> Iterator[None]:
+    """What a run sets for its process is put back."""
+    threads = torch.get_num_threads()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.set_num_threads(threads)
+    torch.use_deterministic_algorithms(deterministic)
+
+
+@pytest.fixture
+def stateful(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Study:
+    """A study whose every kind of state matters: buffers, dropout, momentum, augmentation."""
+    (tmp_path / "network_of_a_test.py").write_text(NETWORK)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    raw = tiny_raw(tmp_path)
+    raw["model"] = {"python": "network_of_a_test:build"}
+    raw["training"] |= {"epochs": 4, "augment": "crop_flip", "milestones": [3], "batch_size": 7}
+    return resolved_study(raw, "stateful")
+
+
+def with_training(study: Study, **changes: Any) -> Study:
+    raw = study.model_dump(mode="json")
+    for run in raw["runs"].values():
+        run["training"] |= changes
+    return resolved_study(raw, "changed")
+
+
+def train(study: Study, out: Place) -> None:
+    # whatever random state a process happens to have
+    torch.seed()
+    train_run(study, "only", load_data(study.data), out, ALONE)
+
+
+def tables(out: Place) -> dict[str, bytes]:
+    """The bytes of every loss table."""
+    folder = Path((out / "losses").path)
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*.parquet"))}
+
+
+@pytest.fixture
+def trained_epochs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The epochs that were trained, as they begin."""
+    epochs: list[int] = []
+
+    def counted(state: State, split: Any, training: Any, epoch: int, worker: Worker) -> None:
+        epochs.append(epoch)
+        train_epoch(state, split, training, epoch, worker)
+
+    monkeypatch.setattr(loop, "train_epoch", counted)
+    return epochs
+
+
+class Killed(Exception):
+    """Stands for the end of the process."""
+
+
+def kill_once(monkeypatch: pytest.MonkeyPatch, epoch: int, moment: str) -> None:
+    """Let a run end while it closes an epoch."""
+    close_epoch = LossRecorder.close_epoch
+
+    def closing(self: LossRecorder, closed: int, **settings: Any) -> None:
+        if closed == epoch and moment == "before its tables":
+            raise Killed
+        close_epoch(self, closed, **settings)
+        if closed == epoch:
+            raise Killed
+
+    monkeypatch.setattr(LossRecorder, "close_epoch", closing)
+
+
+# -- same bits --
+
+
+@pytest.mark.parametrize("epoch", [0, 1, 3])
+@pytest.mark.parametrize("moment", ["before its tables", "before its checkpoint"])
+def test_an_interrupted_run_goes_on_to_the_same_bits(
+    stateful: Study, tmp_path: Path, trained_epochs: list[int], epoch: int, moment: str
+) -> None:
+    undisturbed, interrupted = place(tmp_path / "a"), place(tmp_path / "b")
+    train(stateful, undisturbed)
+    trained_epochs.clear()
+    with pytest.MonkeyPatch.context() as patch:
+        kill_once(patch, epoch, moment)
+        with pytest.raises(Killed):
+            train(stateful, interrupted)
+    assert len(tables(interrupted)) == 2 * epoch + 2 * (moment == "before its checkpoint")
+    train(stateful, interrupted)
+    assert tables(interrupted) == tables(undisturbed)
+    assert len(tables(undisturbed)) == 2 * 5
+    # at most the one epoch is trained again
+    again = [epoch] if epoch else []
+    assert trained_epochs == [*range(1, epoch), *again, *again, *range(epoch + 1, 5)]
+    ends = [
+        torch.load(checkpoint_file(out, "only", None).path) for out in (undisturbed, interrupted)
+    ]
+    assert ends[0]["epoch"] == ends[1]["epoch"] == 4
+    for name, weights in ends[0]["model"].items():
+        assert torch.equal(weights, ends[1]["model"][name])
+
+
+def test_more_epochs_later_are_the_same_as_at_once(
+    stateful: Study, tmp_path: Path, trained_epochs: list[int]
+) -> None:
+    train(stateful, place(tmp_path / "a"))
+    train(with_training(stateful, epochs=2), place(tmp_path / "b"))
+    trained_epochs.clear()
+    train(stateful, place(tmp_path / "b"))
+    assert trained_epochs == [3, 4]
+    assert tables(place(tmp_path / "a")) == tables(place(tmp_path / "b"))
+
+
+def test_the_order_of_the_data_differs_from_epoch_to_epoch_and_seed_to_seed(
+    tmp_path: Path,
+) -> None:
+    def orders(seed: int) -> list[tuple[int, ...]]:
+        study = tiny_study(tmp_path, seed=seed, batch_size=25)
+        data = load_data(study.data)
+        state = initial_state(study.runs["only"], data, ALONE)
+        split = resident(data.train, ALONE)
+        rows = {bytes(x): i for i, x in enumerate(data.train.x)}
+        found = []
+        for epoch in (1, 2):
+            seen: list[Tensor] = []
+            hook = state.model.register_forward_pre_hook(lambda _, x, seen=seen: seen.append(x[0]))
+            train_epoch(state, split, study.runs["only"].training, epoch, ALONE)
+            hook.remove()
+            assert [len(x) for x in seen] == [25, 25, 10]
+            pixels = torch.cat(seen) * state.std + state.mean
+            found.append(tuple(rows[bytes(x.round().byte().numpy())] for x in pixels))
+        return found
+
+    first = orders(seed=0)
+    assert first == orders(seed=0)
+    different = {*first, *orders(seed=1)}
+    assert len(different) == 4
+    assert all(sorted(order) == list(range(N_TRAIN)) for order in different)
+
+
+def test_seeds_and_rates_make_other_losses(tmp_path: Path) -> None:
+    found = set()
+    for i, changes in enumerate(({}, {"seed": 1}, {"lr": 0.01}, {"weight_decay": 0.1})):
+        train(tiny_study(tmp_path, epochs=1, **changes), place(tmp_path / str(i)))
+        found.add(
+            tables(place(tmp_path / str(i)))["run=only/split=train/epoch=00001/part-0.parquet"]
+        )
+    assert len(found) == 4
+
+
+# -- what is done is skipped, what is damaged made again --
+
+
+def test_a_finished_run_changes_no_file(tmp_path: Path, trained_epochs: list[int]) -> None:
+    study, out = tiny_study(tmp_path), place(tmp_path / "out")
+    train(study, out)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
+    assert len(times) == 4 * (2 + 1) + 1
+    train(study, out)
+    assert trained_epochs == [1, 2, 3]
+    assert times == {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*") if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("name", "keep", "again"),
+    [
+        ("losses/run=only/split=train/epoch=00002/part-0.parquet", [], [1, 2, 3]),
+        ("losses/run=only/split=val/epoch=00000/part-0.parquet", [1], [1, 2, 3]),
+        ("losses/run=only/split=val/epoch=00002/part-0.parquet", [0, 1], [2, 3]),
+        ("losses/run=only/split=val/epoch=00003/part-0.parquet", [1, 2], [3]),
+        ("metrics/run=only/epoch=00003/part-0.parquet", [2], [3]),
+    ],
+)
+@pytest.mark.parametrize("how", ["missing", "cut short"])
+def test_a_lost_table_is_made_again(
+    tmp_path: Path,
+    trained_epochs: list[int],
+    name: str,
+    keep: list[int],
+    again: list[int],
+    how: str,
+) -> None:
+    study, out = tiny_study(tmp_path, keep_checkpoints=keep), place(tmp_path / "out")
+    train(study, out)
+    before = tables(out)
+    trained_epochs.clear()
+    path = tmp_path / "out" / name
+    if how == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    train(study, out)
+    assert tables(out) == before
+    assert trained_epochs == again
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 100, 2000, -1])
+def test_a_damaged_checkpoint_is_no_checkpoint(
+    tmp_path: Path, trained_epochs: list[int], n_bytes: int
+) -> None:
+    study, out = tiny_study(tmp_path, keep_checkpoints=[2]), place(tmp_path / "out")
+    train(study, out)
+    before = tables(out)
+    trained_epochs.clear()
+    last = Path(checkpoint_file(out, "only", None).path)
+    whole = last.read_bytes()
+    last.write_bytes(whole[:n_bytes])
+    train(study, out)
+    assert tables(out) == before
+    # from the one that was to be kept
+    assert trained_epochs == [3]
+
+
+def test_a_checkpoint_of_other_settings_is_refused(tmp_path: Path) -> None:
+    out = place(tmp_path / "out")
+    train(tiny_study(tmp_path), out)
+    with pytest.raises(InputError, match=r"last\.pt: belongs to another study"):
+        train(tiny_study(tmp_path, lr=0.5), out)
+
+
+def test_only_the_last_checkpoint_and_those_named_are_kept(tmp_path: Path) -> None:
+    out = place(tmp_path / "out")
+    train(tiny_study(tmp_path, keep_checkpoints=[0, 2]), out)
+    names = ["run=only/epoch=00000.pt", "run=only/epoch=00002.pt", "run=only/last.pt"]
+    assert files_below(out / "checkpoints") == names
+
+
+# -- what is computed --
+
+
+def mean_losses(out: Place, split: str, epochs: int) -> list[float]:
+    return [
+        float(read_losses(out / "losses", Field("only", split, epoch)).loss.mean(dtype=float))
+        for epoch in range(epochs + 1)
+    ]
+
+
+def test_training_is_nesterovs_method_with_weight_decay_and_a_schedule(tmp_path: Path) -> None:
+    """Against the update written out, in float64, with whole-set batches."""
+    settings = {"epochs": 4, "batch_size": 60, "lr": 0.2, "momentum": 0.8, "weight_decay": 0.03}
+    study = tiny_study(tmp_path, **settings, milestones=[2, 4], gamma=0.5)
+    data, out = load_data(study.data), place(tmp_path / "out")
+    train(study, out)
+    model = build_model(study.runs["only"].model, (1, 8, 8), 3, 0).double()
+    x, y = {}, {}
+    for split in ("train", "val"):
+        pixels = data.split(split).x.astype(float)
+        centre, spread = data.train.x.mean(dtype=float), data.train.x.std(dtype=float)
+        x[split] = torch.from_numpy((pixels - centre) / spread)
+        y[split] = torch.from_numpy(data.split(split).y)
+    velocity = [torch.zeros_like(weights) for weights in model.parameters()]
+    expected: dict[str, list[float]] = {"train": [], "val": []}
+    for rate in (None, 0.2, 0.1, 0.1, 0.05):
+        if rate is not None:
+            loss = F.cross_entropy(model(x["train"]), y["train"])
+            gradients = torch.autograd.grad(loss, list(model.parameters()))
+            with torch.no_grad():
+                for weights, v, gradient in zip(
+                    model.parameters(), velocity, gradients, strict=True
+                ):
+                    g = gradient + 0.03 * weights
+                    v.mul_(0.8).add_(g)
+                    weights.sub_(rate * (g + 0.8 * v))
+        for split, found in expected.items():
+            found.append(F.cross_entropy(model(x[split]), y[split]).item())
+    for split, losses in expected.items():
+        np.testing.assert_allclose(mean_losses(out, split, 4), losses, rtol=2e-5)
+    rates = [
+        read_table(metrics_file(out, "only", epoch))["learning_rate"][0].as_py()
+        for epoch in range(5)
+    ]
+    assert rates == [None, 0.2, 0.1, 0.1, 0.05]
+
+
+def test_a_smaller_last_batch_weighs_its_samples_as_a_batch_does(tmp_path: Path) -> None:
+    """SGD without momentum at a tiny rate adds up the batches' mean gradients."""
+    rate = 1e-6
+    settings = {"lr": rate, "momentum": 0, "nesterov": False, "batch_size": 25}
+    study = tiny_study(tmp_path, **settings)
+    data = load_data(study.data)
+    state = initial_state(study.runs["only"], data, ALONE)
+    split = resident(data.train, ALONE)
+    before = state.model.layers[1].bias.detach().double()
+    train_epoch(state, split, study.runs["only"].training, 1, ALONE)
+    moved = (before - state.model.layers[1].bias.detach().double()) / rate
+    fresh = initial_state(study.runs["only"], data, ALONE)
+    x = (split.x.float() - state.mean) / state.std
+    loss = F.cross_entropy(fresh.model(x), split.y)
+    [mean_gradient] = torch.autograd.grad(loss, [fresh.model.layers[1].bias])
+    # three batches: as if by three whole-set steps, but for which samples are in the last
+    assert torch.dot(moved, mean_gradient.double()) / mean_gradient.double().norm() ** 2 == (
+        pytest.approx(3, rel=0.1)
+    )
+
+
+def test_epoch_0_is_the_network_before_training_in_eval_mode(stateful: Study) -> None:
+    out = place("out")
+    train(with_training(stateful, epochs=1), out)
+    data = load_data(stateful.data)
+    model = build_model(stateful.runs["only"].model, data.input_shape, data.n_classes, 0).eval()
+    for split in ("train", "val"):
+        samples = data.split(split)
+        x = (torch.from_numpy(samples.x).float() - data.mean[0]) / data.std[0]
+        outputs = model(x).detach()
+        expected = F.cross_entropy(outputs, torch.from_numpy(samples.y), reduction="none")
+        table = read_losses(out / "losses", Field("only", split, 0))
+        np.testing.assert_allclose(table.loss, expected, rtol=1e-5, atol=1e-6)
+        np.testing.assert_array_equal(table.prediction, outputs.argmax(1))
+        np.testing.assert_array_equal(table.label, samples.y)
+    assert table.loss.shape == (N_VAL,)
+
+
+def test_evaluation_changes_nothing_and_takes_every_sample_once(stateful: Study) -> None:
+    training = stateful.runs["only"].training
+    data = load_data(stateful.data)
+    state = initial_state(stateful.runs["only"], data, ALONE)
+    state.model.train()
+    before = {name: value.clone() for name, value in state.model.state_dict().items()}
+    split = resident(data.train, ALONE)
+    pieces = []
+    for eval_batch_size in (1, 7, 60, 1000):
+        changed = training.model_copy(update={"eval_batch_size": eval_batch_size})
+        pieces.append(recorded_losses(state, split, changed, ALONE))
+    for piece in pieces:
+        np.testing.assert_allclose(piece.loss, pieces[0].loss, rtol=1e-5)
+        np.testing.assert_array_equal(piece.label, data.train.y)
+    assert all(torch.equal(before[name], v) for name, v in state.model.state_dict().items())
+    assert state.model.training
+
+
+def test_the_tiny_network_learns(tmp_path: Path) -> None:
+    out = place(tmp_path / "out")
+    train(tiny_study(tmp_path, epochs=5), out)
+    losses = mean_losses(out, "val", 5)
+    assert losses[5] < losses[0] / 3
+    [accuracy] = [
+        row["accuracy"]
+        for row in read_table(metrics_file(out, "only", 5)).to_pylist()
+        if row["split"] == "val"
+    ]
+    assert accuracy > 0.8
+
+
+def test_a_run_that_diverges_is_recorded_to_its_end(tmp_path: Path) -> None:
+    out = place(tmp_path / "out")
+    train(tiny_study(tmp_path, epochs=3, lr=1e30), out)
+    last = read_losses(out / "losses", Field("only", "train", 3)).loss
+    assert last.shape == (N_TRAIN,)
+    assert not np.isfinite(last).all()
+
+
+@pytest.mark.parametrize(
+    "changes", [{"channels_last": True}, {"precision": "bf16"}, {"deterministic": False}]
+)
+def test_other_ways_to_compute_give_nearly_the_same(
+    stateful: Study, changes: dict[str, Any]
+) -> None:
+    plain = with_training(stateful, epochs=1)
+    train(plain, place("plain"))
+    train(with_training(plain, **changes), place("other"))
+    found = [read_losses(place(f"{name}/losses"), Field("only", "val", 1)) for name in
+             ("plain", "other")]  # fmt: skip
+    np.testing.assert_allclose(found[1].loss, found[0].loss, rtol=0.1, atol=0.05)
+    assert found[1].loss.dtype == np.float32
+
+
+# -- augmentation --
+
+
+def naive_crop_and_flip(image: np.ndarray, top: int, left: int, flip: bool) -> np.ndarray:
+    """One image: four zeros on each side, a window of its own size, perhaps mirrored."""
+    channels, height, width = image.shape
+    padded = np.zeros((channels, height + 8, width + 8), image.dtype)
+    padded[:, 4 : 4 + height, 4 : 4 + width] = image
+    window = padded[:, top : top + height, left : left + width]
+    return window[:, :, ::-1] if flip else window
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.float32])
+def test_each_image_is_cropped_and_flipped_by_itself(dtype: type) -> None:
+    rng = np.random.default_rng(2)
+    x = rng.integers(1, 256, (400, 2, 5, 7)).astype(dtype)
+    found = cropped_and_flipped(torch.from_numpy(x), torch.Generator().manual_seed(4)).numpy()
+    assert found.shape == x.shape
+    assert found.dtype == x.dtype
+    drawn = []
+    for image, result in zip(x, found, strict=True):
+        drawn.append(
+            [
+                (top, left, flip)
+                for top in range(9)
+                for left in range(9)
+                for flip in (False, True)
+                if np.array_equal(naive_crop_and_flip(image, top, left, flip), result)
+            ]
+        )
+    # random pixels: every result is that of exactly one way to crop and flip
+    assert all(len(ways) == 1 for ways in drawn)
+    tops, lefts, flips = np.array([ways[0] for ways in drawn]).T
+    for shifts in (tops, lefts):
+        assert np.bincount(shifts, minlength=9).min() > 400 / 9 / 2
+    assert 150 < flips.sum() < 250
+    for a, b in ((tops, lefts), (tops, flips), (lefts, flips)):
+        assert abs(np.corrcoef(a, b)[0, 1]) < 0.2
+
+
+def test_augmentation_differs_from_epoch_to_epoch_and_spares_the_evaluation(
+    stateful: Study,
+) -> None:
+    data = load_data(stateful.data)
+    state = initial_state(stateful.runs["only"], data, ALONE)
+    split = resident(data.train, ALONE)
+    training = stateful.runs["only"].training.model_copy(update={"batch_size": 100, "lr": 1e-9})
+    seen: list[Tensor] = []
+    state.model.register_forward_pre_hook(lambda _, x: seen.append(x[0]))
+    for epoch in (1, 2):
+        train_epoch(state, split, training, epoch, ALONE)
+    recorded_losses(state, split, training, ALONE)
+    first, second = (sorted(bytes(x.numpy()) for x in batch) for batch in seen[:2])
+    assert len({*first} & {*second}) < 10
+    plain = (split.x.float() - state.mean) / state.std
+    torch.testing.assert_close(torch.cat(seen[2:]), plain, rtol=0, atol=0)
+
+
+def test_augmentation_of_what_are_no_images_is_refused(tmp_path: Path) -> None:
+    raw = tiny_raw(tmp_path)
+    raw["training"]["augment"] = "crop_flip"
+    study = resolved_study(raw, "tiny")
+    data = load_data(study.data)
+    flat = data._replace(train=data.train._replace(x=data.train.x.reshape(N_TRAIN, -1)))
+    with pytest.raises(InputError, match=r"training\.augment: crop_flip needs images, got .*\(64,"):
+        initial_state(study.runs["only"], flat, ALONE)
+
+
+# -- batches --
+
+
+@pytest.mark.parametrize(
+    ("n", "batch_size", "fewest", "sizes"),
+    [
+        (10, 5, 2, [5, 5]),
+        (11, 5, 2, [5, 6]),
+        (12, 5, 2, [5, 5, 2]),
+        (3, 5, 2, [3]),
+        (1, 5, 2, [1]),
+        (13, 5, 4, [5, 8]),
+        (14, 5, 4, [5, 5, 4]),
+        (4, 1, 2, [1, 1, 2]),
+    ],
+)
+def test_batches_hold_every_sample_once_and_the_last_is_not_too_small(
+    n: int, batch_size: int, fewest: int, sizes: list[int]
+) -> None:
+    order = torch.arange(n).flip(0)
+    batches = list(loop._batches(order, batch_size, fewest))
+    assert [len(batch) for batch in batches] == sizes
+    assert torch.equal(torch.cat(batches), order)
+
+
+def test_batch_normalisation_never_sees_a_single_sample(tmp_path: Path) -> None:
+    raw = tiny_raw(tmp_path)
+    raw["model"] = {"name": "convnet", "width": 1}
+    raw["training"] |= {"batch_size": 59, "epochs": 1}
+    train(resolved_study(raw, "tiny"), place(tmp_path / "out"))
+
+
+def test_modules_are_told_whether_they_train(tmp_path: Path) -> None:
+    study = tiny_study(tmp_path)
+    data = load_data(study.data)
+    state = initial_state(study.runs["only"], data, ALONE)
+    modes = []
+    state.model.register_forward_pre_hook(lambda module, _: modes.append(module.training))
+    split = resident(data.train, ALONE)
+    train_epoch(state, split, study.runs["only"].training, 1, ALONE)
+    recorded_losses(state, split, study.runs["only"].training, ALONE)
+    assert modes == [True] * 4 + [False] * 3
+    assert isinstance(state.model, nn.Module)

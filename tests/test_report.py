@@ -1,0 +1,478 @@
+"""The page says what the tables say, shows every figure, and stays as it is when nothing
+changed."""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from chromium import (
+    PROGRAM,
+    chromium_tab,
+    complaints,
+    evaluate,
+    open_page,
+    press,
+)
+from planted import Plan, planted_study
+from pyarrow import fs as pafs
+
+from lltopo import report, tables
+from lltopo.errors import InputError
+from lltopo.report import inputs_digest, write_report
+from lltopo.results import read_results
+from lltopo.slider import shown_epochs
+from lltopo.storage import Place
+from lltopo.study import SPLITS
+from lltopo.tables import TREES
+
+TITLE = "<script>alert('title')</script> & “quotes”"
+REASON = "<b>7 losses</b> are not finite"
+FULL = Plan(title=TITLE, lost={("small", "val", 7): ("diverged", REASON)})
+SMALL = Plan(
+    rates={"only": 0.1}, epochs=range(1, 4), milestones=(), n_pairs=5, correlation=lambda *_: None
+)
+THESIS = {"2.1", *(f"7.{number}" for number in range(1, 35))}
+
+
+class Element(NamedTuple):
+    tag: str
+    attributes: dict[str, str | None]
+    text: str
+    # data-* attributes of the element and of all around it
+    data: dict[str, str]
+
+
+class Elements(HTMLParser):
+    """Every element of a page, with its text and inherited data."""
+
+    VOID = frozenset({"meta", "link", "img", "input", "br", "line"})
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.found: list[Element] = []
+        self._open: list[tuple[str, dict[str, str | None], list[str]]] = []
+        self.feed(page)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attrs):
+        self._open.append((tag, dict(attrs), []))
+        if tag in self.VOID:
+            self.handle_endtag(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.handle_starttag(tag, attrs)
+        if tag not in self.VOID:
+            self.handle_endtag(tag)
+
+    def handle_endtag(self, tag):
+        data = {
+            name.removeprefix("data-"): value
+            for _, attributes, _ in self._open
+            for name, value in attributes.items()
+            if name.startswith("data-")
+        }
+        opened, attributes, pieces = self._open.pop()
+        assert opened == tag
+        self.found.append(Element(tag, attributes, "".join(pieces).strip(), data))
+
+    def handle_data(self, data):
+        for _, _, pieces in self._open:
+            pieces.append(data)
+
+
+class Report(NamedTuple):
+    folder: Path
+    page: str
+    elements: list[Element]
+
+    def all(self, tag: str) -> list[Element]:
+        return [element for element in self.elements if element.tag == tag]
+
+
+def report_of(plan: Plan, folder: Path) -> Report:
+    written = write_report(*planted_study(plan, folder))
+    assert written.path == str(folder / "report.html")
+    page = Path(written.path).read_text(encoding="utf-8")
+    return Report(folder, page, Elements(page).found)
+
+
+def state(folder: Path) -> dict[str, tuple[int, bytes]]:
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
+    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory):
+    return report_of(FULL, tmp_path_factory.mktemp("full"))
+
+
+@pytest.fixture
+def undrawn(monkeypatch):
+    """Figures are made but not drawn, where only the files and the words matter."""
+    monkeypatch.setattr(report, "png_bytes", lambda figure: repr(figure.get_size_inches()).encode())
+
+
+@pytest.fixture
+def small(undrawn, tmp_path):
+    return report_of(SMALL, tmp_path)
+
+
+def rows_by_key(folder: Path, table: str, names: tuple[str, ...]) -> dict[tuple[str, ...], dict]:
+    rows = pq.read_table(folder / f"{table}.parquet").to_pylist()
+    return {tuple(str(row[name]) for name in names): row for row in rows}
+
+
+KEYS = {
+    "series": ("run", "split", "tree", "epoch", "order"),
+    "metrics": ("run", "split", "epoch"),
+    "correlations": ("run", "split", "tree", "measure", "target", "differenced"),
+}
+
+
+def test_every_number_is_that_of_its_table(full):
+    numbers = full.all("data")
+    seen = set()
+    for table, names in KEYS.items():
+        rows = rows_by_key(full.folder, table, names)
+        for number in (one for one in numbers if one.data["table"] == table):
+            column = number.data["column"]
+            value = rows[tuple(number.data[name] for name in names)][column]
+            written = number.attributes["value"]
+            assert (float(written) if written else None) == value
+            seen.add((table, column))
+    assert seen >= {
+        *(("series", name) for name in ("n_pairs", "total_persistence", "max_persistence")),
+        *(("series", name) for name in ("wasserstein", "reference_epoch", "n_nonfinite")),
+        *(("metrics", name) for name in ("loss", "accuracy", "learning_rate")),
+        *(("correlations", name) for name in ("pearson", "spearman", "n")),
+    }
+    assert {one.data["table"] for one in numbers} == {*KEYS, "derived"}
+
+
+def test_every_number_is_shown_rounded_to_what_it_is(full):
+    for number in full.all("data"):
+        written = number.attributes["value"]
+        if not written:
+            assert number.text == "–"
+            continue
+        shown = float(number.text.replace(",", "").replace("−", "-"))
+        assert shown == pytest.approx(float(written), rel=6e-4, abs=0)
+
+
+def test_derived_numbers_follow_from_the_series(full):
+    series = rows_by_key(full.folder, "series", KEYS["series"])
+    derived = [one for one in full.all("data") if one.data["table"] == "derived"]
+    assert {one.data["column"] for one in derived} == {"ratio", "spearman_epoch"}
+    for number in derived:
+        if number.data["column"] == "ratio":
+            ends = [
+                series[number.data[name], "val", number.data["tree"], "12", "1.0"]
+                for name in ("run", "over")
+            ]
+            expected = ends[0]["total_persistence"] / ends[1]["total_persistence"]
+        else:
+            # planted to fall at every epoch
+            expected = -1.0
+        assert float(number.attributes["value"]) == pytest.approx(expected, rel=1e-14)
+
+
+def test_the_tables_on_the_page_are_whole(full):
+    for table, names in KEYS.items():
+        shown = {
+            tuple(row.data[name] for name in names)
+            for row in full.all("tr")
+            if row.data.get("table") == table
+        }
+        assert shown == rows_by_key(full.folder, table, names).keys()
+
+
+def test_every_figure_of_the_thesis_has_its_counterpart(full):
+    plates = [one for one in full.all("figure") if "data-figure" in one.attributes]
+    assert sorted(one.attributes["data-figure"] for one in plates) == sorted(THESIS)
+    for one in plates:
+        assert one.attributes["id"] == f"figure-{one.attributes['data-figure']}"
+        assert (full.folder / f"figures/figure-{one.attributes['data-figure']}.png").is_file()
+
+
+def test_topological_figures_say_maxima_or_minima(full):
+    captions = {
+        one.data["figure"]: one.text for one in full.all("figcaption") if "figure" in one.data
+    }
+    for number in THESIS - {"2.1", "7.1", "7.2"}:
+        assert ("join tree (maxima)" in captions[number].lower()) != (
+            "split tree (minima)" in captions[number].lower()
+        )
+
+
+def test_heatmaps_show_both_sides_of_every_change_of_every_run(full):
+    captions = " ".join(one.text for one in full.all("figcaption") if "figure" in one.data)
+    for tree in ("Join tree (maxima)", "Split tree (minima)"):
+        for split in ("training data", "validation data"):
+            for run in ("large", "small"):
+                for change, epoch in enumerate((4, 8, 10), start=1):
+                    assert (
+                        f"{tree}, {split}, run {run}: before and after change {change} of the "
+                        f"learning rate, epochs {epoch - 1} and {epoch}."
+                    ) in captions
+
+
+def test_images_are_the_files_and_have_words_for_those_who_cannot_see_them(full):
+    images = full.all("img")
+    names = [image.attributes["data-file"] for image in images]
+    assert sorted(names) == sorted(
+        f"figures/{path.name}" for path in (full.folder / "figures").iterdir()
+    )
+    for image, name in zip(images, names, strict=True):
+        content = (full.folder / name).read_bytes()
+        uri = "data:image/png;base64," + base64.b64encode(content).decode()
+        assert image.attributes["src"] == uri
+        assert len(image.attributes["alt"]) > 20
+
+
+def test_page_needs_no_network(full):
+    for element in full.elements:
+        for name in ("src", "href"):
+            target = element.attributes.get(name) or ""
+            assert target.startswith(("data:", "#")) or not target
+    assert "http:" not in full.page.replace("http-equiv", "")
+    assert "https:" not in full.page
+
+
+def test_links_and_ids_fit(full):
+    ids = [one.attributes["id"] for one in full.elements if "id" in one.attributes]
+    assert len(ids) == len(set(ids))
+    targets = {one.attributes["href"] for one in full.all("a")}
+    assert targets <= {f"#{name}" for name in ids}
+
+
+def test_names_and_reasons_are_escaped(full):
+    assert TITLE not in full.page
+    assert REASON not in full.page
+    assert next(one.text for one in full.all("h1")) == TITLE
+    assert REASON in [one.text for one in full.all("td")]
+
+
+def test_an_epoch_without_result_is_shown(full):
+    cells = [one for one in full.all("tr") if REASON in one.text]
+    assert [one.data["epoch"] for one in cells] == ["7"]
+    assert "diverged" in cells[0].text
+    slid = json.loads(next(one.text for one in full.all("script") if "id" in one.attributes))
+    lost = next(one for one in slid["views"]["val/join"]["runs"][1] if one["epoch"] == 7)
+    assert (lost["status"], lost["reason"], lost["cells"]) == ("diverged", REASON, [])
+
+
+def test_slider_has_every_heatmap_and_number(full):
+    slid = json.loads(next(one.text for one in full.all("script") if "id" in one.attributes))
+    assert slid["epochs"] == list(FULL.epochs)
+    assert slid["milestones"] == [4, 8, 10]
+    assert slid["views"].keys() == {f"{split}/{tree}" for split in SPLITS for tree in TREES}
+    series = rows_by_key(full.folder, "series", KEYS["series"])
+    metrics = rows_by_key(full.folder, "metrics", KEYS["metrics"])
+    for name, view in slid["views"].items():
+        split, tree = name.split("/")
+        fullest = 0
+        for run, shown in zip(slid["runs"], view["runs"], strict=True):
+            assert [one["epoch"] for one in shown] == slid["epochs"]
+            for one in shown:
+                row = series[run, split, tree, str(one["epoch"]), "1.0"]
+                accuracy = metrics[run, split, str(one["epoch"])]["accuracy"]
+                assert one["accuracy"] == accuracy
+                for column in ("n_pairs", "total_persistence", "wasserstein", "status"):
+                    assert one[column] == row[column]
+                gaps, counts = one["cells"][::2], one["cells"][1::2]
+                assert sum(counts) == (row["n_pairs"] or 0)
+                assert 0 <= sum(gaps) < view["bins"] ** 2
+                fullest = max([fullest, *counts])
+        assert view["fullest"] == fullest
+
+
+def test_headline_names_the_smoother_run(full):
+    headline = next(one for one in full.all("p") if one.attributes.get("class") == "headline")
+    assert headline.text == "large ends smoother on validation data."
+
+
+def test_claims_and_verdicts_are_on_the_page(full):
+    rows = [one for one in full.all("tr") if "data-verdict" in one.attributes]
+    assert [one.text.split()[0] for one in rows[:4]] == ["1.", "2.", "3.", "4."]
+    assert [one.attributes["data-verdict"] for one in rows] == ["holds"] * (4 + 8 + 2 + 8 + 1)
+
+
+def test_without_training_the_page_says_what_is_not_known(undrawn, tmp_path):
+    plan = Plan(
+        epochs=range(1, 7),
+        trained=False,
+        accuracy=lambda *_: None,
+        correlation=lambda *_: None,
+        n_pairs=5,
+    )
+    page = report_of(plan, tmp_path)
+    numbers = {one.attributes.get("data-figure") for one in page.all("figure")} - {None}
+    assert numbers == {"2.1", *(f"7.{n}" for n in (1, 2, 3, 4, 5, 6, 31, 32, 33, 34))}
+    assert "Accuracy was not recorded." in [one.text for one in page.all("p")]
+    assert [one.text for one in page.all("td")].count("not known") == 2
+    assert "known changes of this study: large: none, small: none." in page.page
+
+
+def test_one_run_is_compared_with_none(small):
+    headline = next(one for one in small.all("p") if one.attributes.get("class") == "headline")
+    assert headline.text == "One run, only: nothing to compare its smoothness with."
+
+
+def test_a_rate_that_changes_at_once_has_no_epoch_before_it(undrawn, tmp_path):
+    page = report_of(SMALL._replace(milestones=(1,)), tmp_path)
+    assert {"7.7", "7.13", "7.19", "7.25"} <= {
+        one.attributes.get("data-figure") for one in page.all("figure")
+    }
+
+
+def test_unchanged_results_leave_every_file_untouched(small):
+    before = state(small.folder)
+    study, out = planted_study(SMALL, small.folder)
+    tables_before = {name for name in before if name.endswith(".parquet")}
+    write_report(study, out)
+    after = state(small.folder)
+    assert {n: s for n, s in after.items() if n not in tables_before} == {
+        n: s for n, s in before.items() if n not in tables_before
+    }
+
+
+def test_other_timings_are_no_other_results(small):
+    study, out = planted_study(SMALL, small.folder)
+    rows = tables.read_table(out / "metrics.parquet").to_pylist()
+    tables.write_table(
+        out / "metrics.parquet", [row | {"seconds": 99.0} for row in rows], tables.METRICS
+    )
+    before = state(small.folder)
+    write_report(study, out)
+    assert state(small.folder) == before
+
+
+def test_a_missing_figure_is_drawn_again(small):
+    figure = small.folder / "figures/figure-7.3.png"
+    content = figure.read_bytes()
+    figure.unlink()
+    write_report(*planted_study(SMALL, small.folder))
+    assert figure.read_bytes() == content
+    assert (small.folder / "report.html").read_text(encoding="utf-8") == small.page
+
+
+def test_another_title_makes_another_page(small):
+    write_report(*planted_study(SMALL._replace(title="Another"), small.folder))
+    page = (small.folder / "report.html").read_text(encoding="utf-8")
+    assert "<h1>Another</h1>" in page
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"title": "Another"},
+        {"accuracy": lambda *_: 0.25},
+        {"persistence": lambda *_: 9.0},
+        {"correlation": lambda *_: 0.1},
+        {"milestones": (2,)},
+    ],
+)
+def test_another_input_has_another_digest(tmp_path, change):
+    before, after = (
+        inputs_digest(read_results(*planted_study(plan, tmp_path)))
+        for plan in (SMALL, SMALL._replace(**change))
+    )
+    assert before != after
+
+
+def test_figures_that_are_no_longer_shown_are_removed(undrawn, tmp_path):
+    report_of(SMALL._replace(milestones=(2,)), tmp_path)
+    assert (tmp_path / "figures/figure-7.7.png").exists()
+    (tmp_path / "figures/mine.png").write_bytes(b"")
+    report_of(SMALL, tmp_path)
+    assert not (tmp_path / "figures/figure-7.7.png").exists()
+    assert (tmp_path / "figures/mine.png").exists()
+
+
+def test_report_goes_to_any_file_system(undrawn, tmp_path):
+    study, out = planted_study(SMALL, tmp_path)
+    os.mkdir(tmp_path / "figures")
+    elsewhere = Place(pafs.SubTreeFileSystem(str(tmp_path), out.filesystem), "")
+    write_report(study, elsewhere)
+    assert (tmp_path / "report.html").is_file()
+    assert len(list((tmp_path / "figures").iterdir())) > 10
+
+
+def test_a_missing_table_is_named(tmp_path):
+    study, out = planted_study(SMALL, tmp_path)
+    (tmp_path / "correlations.parquet").unlink()
+    with pytest.raises(InputError, match=r"correlations\.parquet: is missing"):
+        write_report(study, out)
+
+
+def test_contour_tree_is_shown_where_it_was_made(undrawn, tmp_path):
+    study, out = planted_study(SMALL, tmp_path)
+    counts = {"n_maxima": 3, "n_minima": 2, "n_merges": 3, "n_arcs": 7}
+    rows = [
+        {"run": "only", "split": split, "epoch": epoch} | counts
+        for split in SPLITS
+        for epoch in SMALL.epochs
+    ]
+    tables.write_table(out / "contours.parquet", rows, tables.CONTOURS)
+    page = Path(write_report(study, out).path).read_text(encoding="utf-8")
+    assert {"contour", "figure-contour-train", "figure-contour-val"} <= {
+        one.attributes.get("id") for one in Elements(page).found
+    }
+
+
+def test_hundreds_of_epochs_are_thinned_but_for_the_ones_that_matter(tmp_path):
+    plan = Plan(epochs=range(601), milestones=(60, 125, 150), n_pairs=1, persistence=lambda *_: 1.0)
+    series = [
+        {"run": run, "epoch": epoch, "split": "val", "tree": "join"}
+        for run in plan.rates
+        for epoch in plan.epochs
+    ]
+    study, out = planted_study(plan._replace(epochs=range(1, 600, 599)), tmp_path)
+    results = read_results(study, out)._replace(series=series)
+    shown = shown_epochs(results)
+    assert {0, 59, 60, 124, 125, 149, 150, 600} <= set(shown)
+    assert 100 < len(shown) < 601
+    assert np.diff(shown).max() < 10
+    assert shown_epochs(results._replace(series=series[:20])) == list(range(20))
+
+
+@pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
+def test_page_works_in_a_browser(full, tmp_path):
+    drawn = (
+        "[...document.querySelectorAll('.panel')].map((panel) => "
+        "[panel.querySelector('.facts').textContent, panel.querySelector('canvas').toDataURL()])"
+    )
+    with chromium_tab(tmp_path / "profile") as tab:
+        for width in (1280, 390):
+            open_page(tab, (full.folder / "report.html").as_uri(), width)
+            assert evaluate(tab, "document.documentElement.scrollWidth <= innerWidth")
+            assert evaluate(tab, "[...document.images].every((image) => image.naturalWidth > 0)")
+            last = evaluate(tab, drawn)
+            evaluate(tab, "document.getElementById('epoch').focus()")
+            press(tab, "ArrowLeft")
+            assert evaluate(tab, "document.getElementById('epoch-shown').textContent") == "11"
+            before = evaluate(tab, drawn)
+            assert all(one != other for one, other in zip(last, before, strict=True))
+            evaluate(tab, "document.querySelector('input[value=split]').click()")
+            assert all(a != b for a, b in zip(before, evaluate(tab, drawn), strict=True))
+            evaluate(tab, "document.querySelector('input[value=join]').click()")
+            assert evaluate(tab, drawn) == before
+            press(tab, "Home")
+            assert evaluate(tab, "document.getElementById('epoch-shown').textContent") == "0"
+            assert re.search(r"accuracy 0\.\d+$", evaluate(tab, drawn)[0][0])
+            evaluate(
+                tab,
+                "{ const epoch = document.getElementById('epoch'); epoch.value = 7;"
+                "epoch.dispatchEvent(new Event('input')) }",
+            )
+            assert evaluate(tab, drawn)[1][0] == f"diverged: {REASON}"
+            assert complaints(tab) == []

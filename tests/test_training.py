@@ -1,0 +1,97 @@
+"""Ray Train around the loop: several workers in one run, and what a failing run leaves."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from processes import run
+
+from lltopo.checkpoints import bare, checkpoint_file, read_checkpoint
+from lltopo.data import load_data
+from lltopo.loop import Worker, initial_state, recorded_losses, resident, set_up_torch
+from lltopo.storage import place
+from lltopo.study import run_digest
+from lltopo.study_files import read_study
+from lltopo.tables import Field, read_losses
+
+STUDY = {
+    # neither number is divisible by two workers or by the evaluation's batches
+    "data": {"source": "digits", "train_samples": 601, "val_samples": 127},
+    "graph": {"k": 5},
+    "model": {"name": "convnet", "width": 4},
+    "training": {"epochs": 2, "batch_size": 33, "lr": 0.05, "eval_batch_size": 50, "workers": 2},
+    "resources": {"local_cpus": 2, "object_store_mb": 100},
+}
+
+
+@pytest.fixture(scope="module")
+def study_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("training") / "study.yaml"
+    runs = {"two": {}, "diverging": {"training": {"lr": 1e30, "workers": 1}}}
+    path.write_text(yaml.safe_dump({**STUDY, "runs": runs}))
+    run(["run", str(path), "--out", str(path.parent / "out")], path.parent / "log")
+    return path
+
+
+def test_two_workers_record_what_one_would(study_file: Path) -> None:
+    study, out = read_study(study_file), place(study_file.parent / "out")
+    data = load_data(study.data)
+    training = study.runs["two"].training
+    worker = Worker(0, 1, torch.device("cpu"))
+    threads = torch.get_num_threads()
+    set_up_torch(training)
+    try:
+        state = initial_state(study.runs["two"], data, worker)
+        checkpoint = read_checkpoint(checkpoint_file(out, "two", None), run_digest(study, "two"))
+        assert checkpoint is not None
+        assert checkpoint.epoch == 2
+        bare(state.model).load_state_dict(checkpoint.model)
+        for split, n in (("train", 601), ("val", 127)):
+            table = read_losses(out / "losses", Field("two", split, 2))
+            alone = recorded_losses(state, resident(data.split(split), worker), training, worker)
+            assert len(table.loss) == n
+            assert table.loss.tobytes() == alone.loss.tobytes()
+            assert np.array_equal(table.prediction, alone.prediction)
+            assert np.array_equal(table.label, data.split(split).y)
+    finally:
+        torch.set_num_threads(threads)
+        torch.use_deterministic_algorithms(False)
+
+
+def test_two_workers_learn(study_file: Path) -> None:
+    losses = place(study_file.parent / "out" / "losses")
+    before, after = (read_losses(losses, Field("two", "train", epoch)).loss for epoch in (0, 2))
+    assert after.mean() < 0.7 * before.mean()
+
+
+def test_diverged_run_is_reported_and_the_other_analyzed(study_file: Path) -> None:
+    import pyarrow.parquet as pq
+
+    out = study_file.parent / "out"
+    rows = pq.read_table(out / "series.parquet").to_pylist()
+    status = {(row["run"], row["epoch"]): row["status"] for row in rows}
+    assert status["diverging", 0] == "ok"
+    assert status["diverging", 2] == "diverged"
+    diverged = [row for row in rows if row["status"] == "diverged"]
+    assert all(row["n_nonfinite"] > 0 and row["total_persistence"] is None for row in diverged)
+    assert all("not finite" in row["reason"] for row in diverged)
+    references = {row["reference_epoch"] for row in rows if row["status"] == "ok"}
+    assert references == {0, 2}
+    assert {status["two", epoch] for epoch in range(3)} == {"ok"}
+    assert "diverged" in (out / "report.html").read_text()
+
+
+def test_model_that_does_not_fit_ends_with_status_2(tmp_path: Path) -> None:
+    study = {**STUDY, "data": {"source": "npz", "path": str(tmp_path / "flat.npz")}}
+    x, y = np.zeros((40, 6), np.float32), np.arange(40) % 2
+    np.savez(tmp_path / "flat.npz", x_train=x, y_train=y, x_val=x, y_val=y)
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump({**study, "runs": {"one": {"training": {"workers": 1}}}}))
+    log = tmp_path / "log"
+    printed = run(["train", str(path), "--out", str(tmp_path / "out")], log, status=2)
+    assert "model: convnet does not fit" in printed
+    assert "Traceback" not in printed
