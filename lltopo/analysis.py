@@ -35,7 +35,6 @@ from lltopo.tables import (
     diagram_file,
     footer,
     losses_digest,
-    losses_file,
     read_losses,
     read_table,
     recorded_digest,
@@ -47,7 +46,12 @@ Row = dict[str, Any]
 
 
 class FieldDiagrams(NamedTuple):
-    """Both trees' pairs of one field, and what is kept beside them in the files' metadata."""
+    """Both trees' pairs of one field.
+
+    ``metadata``, kept in both files, holds the digests of the losses and the graph, ``status``
+    (``ok`` or ``diverged``), ``n_nonfinite``, perhaps a ``reason``, and the sizes of the contour
+    tree where they were asked for.
+    """
 
     join: PersistencePairs
     split: PersistencePairs
@@ -55,9 +59,16 @@ class FieldDiagrams(NamedTuple):
 
 
 def field_diagrams(loss: NDArray[np.float32], made: MadeGraph, contour: bool) -> FieldDiagrams:
-    """The diagrams of one field of losses on a split's graph.
+    """Compute the diagrams of one field of losses on a split's graph.
 
-    A field with a loss that is not finite is ``diverged`` and has empty diagrams.
+    Parameters
+    ----------
+    loss : (n,) float32
+        A field with a loss that is not finite is ``diverged`` and has empty diagrams.
+    made
+        The split's graph.
+    contour
+        Whether to compute the contour tree as well.
 
     Raises
     ------
@@ -85,7 +96,20 @@ def field_diagrams(loss: NDArray[np.float32], made: MadeGraph, contour: bool) ->
 def write_field_diagrams(
     losses: Place, out: Place, field: Field, made: MadeGraph, contour: bool
 ) -> Mapping[str, str]:
-    """Read one loss table, compute its diagrams and write them; the files' metadata."""
+    """Read one loss table, compute its diagrams and write them.
+
+    Parameters
+    ----------
+    losses, out
+        The folder of the loss tables, and that of the results.
+    field, made, contour
+        As in `field_diagrams`, whose errors are raised.
+
+    Returns
+    -------
+    mapping
+        The files' metadata.
+    """
     found = field_diagrams(read_losses(losses, field).loss, made, contour)
     for tree in TREES:
         pairs = found.join if tree == "join" else found.split
@@ -102,15 +126,27 @@ def write_field_diagrams(
 
 
 def read_pairs(out: Place, field: Field, tree: Tree) -> PersistencePairs:
-    """The pairs in a diagram's file."""
+    """Read the pairs in a diagram's file; InputError where it is absent or damaged."""
     return _pairs_of(read_table(diagram_file(out, field, tree)))
 
 
 def current_metadata(
     losses: Place, out: Place, field: Field, graph_digest: str
 ) -> dict[str, str] | None:
-    """The metadata of a field's diagrams where both are complete and were made of this very
-    loss table and graph, else None."""
+    """Return the metadata of a field's diagrams where they need not be computed again.
+
+    Parameters
+    ----------
+    losses, out, field
+        As in `write_field_diagrams`.
+    graph_digest
+        Of the split's graph as it is now.
+
+    Returns
+    -------
+    dict or None
+        None unless both files are complete and were made of this very loss table and graph.
+    """
     found = [footer(diagram_file(out, field, tree)) for tree in TREES]
     if found[0] is None or found[0] != found[1] or found[0].get("graph") != graph_digest:
         return None
@@ -120,7 +156,7 @@ def current_metadata(
 def reference_epochs(
     metadata: Mapping[Field, Mapping[str, str]],
 ) -> dict[tuple[str, str], int]:
-    """For each (run, split) its last epoch that is ok."""
+    """Return the epoch that the others are compared with: for each (run, split) its last ok one."""
     references: dict[tuple[str, str], int] = {}
     for field, found in sorted(metadata.items()):
         if found["status"] == "ok":
@@ -131,7 +167,27 @@ def reference_epochs(
 def field_rows(
     out: Place, field: Field, reference_epoch: int | None, analysis: Analysis
 ) -> list[Row]:
-    """The rows of the series of one field, one for each tree and order."""
+    """Measure the diagrams of one field.
+
+    Parameters
+    ----------
+    out, field
+        Whose diagrams are there.
+    reference_epoch
+        Of the field's run and split; None where no epoch of them is ok.
+    analysis
+        The orders, the degree, and what becomes of essential pairs.
+
+    Returns
+    -------
+    list of dict
+        Rows of ``series.parquet``, one for each tree and order.
+
+    Raises
+    ------
+    InputError
+        Where a diagram is absent or damaged.
+    """
     rows = []
     for tree in TREES:
         metadata = footer(diagram_file(out, field, tree))
@@ -164,7 +220,7 @@ def field_rows(
 
 
 def failed_rows(field: Field, reason: str, analysis: Analysis) -> list[Row]:
-    """The rows of the series of a field whose diagrams could not be computed."""
+    """Return the rows of the series of a field whose diagrams could not be computed."""
     failed = {"n_nonfinite": 0, "status": "failed", "reason": reason}
     return [
         _row(field, tree, analysis) | failed | {"order": order}
@@ -174,7 +230,7 @@ def failed_rows(field: Field, reason: str, analysis: Analysis) -> list[Row]:
 
 
 def contour_rows(metadata: Mapping[Field, Mapping[str, str]]) -> list[Row]:
-    """The sizes of the contour trees, where they were asked for."""
+    """Return the sizes of the contour trees, where they were asked for."""
     return [
         {**field._asdict(), **json.loads(found["contour"])}
         for field, found in metadata.items()
@@ -183,7 +239,7 @@ def contour_rows(metadata: Mapping[Field, Mapping[str, str]]) -> list[Row]:
 
 
 def series_digest(metadata: Mapping[Field, Mapping[str, str]], analysis: Analysis) -> str:
-    """SHA-256 of all that the series is made of."""
+    """Return the SHA-256 of all that the series is made of."""
     made_of = [
         analysis.model_dump(mode="json", exclude={"verify"}),
         [[*field, found["losses"], found["graph"]] for field, found in sorted(metadata.items())],
@@ -192,7 +248,7 @@ def series_digest(metadata: Mapping[Field, Mapping[str, str]], analysis: Analysi
 
 
 def in_study_order(rows: Iterable[Row], runs: Sequence[str]) -> list[Row]:
-    """Rows by run (as the study has them), split, tree, epoch and order."""
+    """Sort rows by run (in the order of ``runs``), split, tree, epoch and order."""
     place_of = {run: i for i, run in enumerate(runs)}
 
     def key(row: Row) -> tuple[Any, ...]:

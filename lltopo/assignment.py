@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 from lltopo.bottleneck import bottleneck_pairs
 from lltopo.lengths import matching_lengths, p_norm
-from lltopo.network_simplex import Network, Tree, improve_tree, join_nearest, star_tree
+from lltopo.network_simplex import Integer, Network, Tree, improve_tree, join_nearest, star_tree
 from lltopo.transport import Integers, Transport, distinct_rows, matched_rows, net_supply
 
 Floats = NDArray[np.float64]
@@ -103,39 +103,56 @@ def _priced_tree(ground: Ground, supply: Integers) -> Tree:
     roots = np.full(len(ways), len(ways), dtype=np.uint32)
     is_a = nodes < ground.n_a
     network = Network(np.where(is_a, nodes, roots), np.where(is_a, roots, nodes), ways, False)
+    # At first all points have the same price, so that each finds its nearest partners.
+    network = _with_arcs(network, _missed_arcs(ground, np.full_like(ways, int(ground.scale) // 2)))
     tree = star_tree(supply, ways)
-    is_first = True
+    join_nearest(network, tree, supply)
     while True:
-        arcs = _missed_arcs(ground, np.where(is_a, 1, -1) * tree.potential[:-1])
-        if len(arcs[0]) == 0:
-            return tree
-        network = Network(
-            *(np.concatenate(columns) for columns in zip(network[:3], arcs, strict=True)), False
-        )
-        if is_first:
-            join_nearest(network, tree, supply)
-            is_first = False
         improve_tree(network, tree)
+        missed = _missed_arcs(ground, np.where(is_a, 1, -1) * tree.potential[:-1])
+        if len(missed[0]) == 0:
+            return tree
+        network = _with_arcs(network, missed)
+
+
+def _with_arcs(
+    network: Network, arcs: tuple[NDArray[np.uint32], NDArray[np.uint32], Integers]
+) -> Network:
+    tail, head, cost = arcs
+    return Network(
+        np.concatenate((network.tail, tail)),
+        np.concatenate((network.head, head)),
+        np.concatenate((network.cost, cost)),
+        network.two_way,
+    )
 
 
 def _matching_cost(ground: Ground, node_of_row: Integers, n_a: int, pairs: Integers) -> int:
     """The sum of the integer costs of the pairs and of all other rows' ways."""
     nodes_a, nodes_b = node_of_row[pairs[:, 0]], node_of_row[n_a + pairs[:, 1]]
     ways = np.delete(_way_costs(ground)[node_of_row], [*pairs[:, 0], *(n_a + pairs[:, 1])])
-    return sum(_pair_costs(ground, nodes_a, nodes_b).tolist()) + sum(ways.tolist())
+    return int(sum(_pair_costs(ground, nodes_a, nodes_b).tolist()) + sum(ways.tolist()))
 
 
 @njit(cache=True, nogil=True)
 def _power(ground: Ground, length: float) -> float:
     """The order-th power of a length, in powers of the limit."""
     share = min(length, ground.longest) / ground.limit
-    return share * share if ground.order == 2 else share**ground.order
+    if ground.order == 1:
+        return float(share)
+    if ground.order == 2:
+        return share * share
+    return float(share**ground.order)
 
 
 @njit(cache=True, nogil=True)
-def _pair_cost(ground: Ground, i: int, j: int) -> int:
+def _pair_length(ground: Ground, i: Integer, j: Integer) -> float:
     births = abs(ground.birth[i] - ground.birth[j])
-    length = max(births, abs(ground.death[i] - ground.death[j]))
+    return float(max(births, abs(ground.death[i] - ground.death[j])))
+
+
+@njit(cache=True, nogil=True)
+def _pair_cost(ground: Ground, length: float) -> Integer:
     return np.int64(_power(ground, length) * ground.scale + 0.5)
 
 
@@ -143,7 +160,7 @@ def _pair_cost(ground: Ground, i: int, j: int) -> int:
 def _pair_costs(ground: Ground, nodes: Integers, others: Integers) -> Integers:
     costs = np.empty(len(nodes), dtype=np.int64)
     for k in range(len(nodes)):
-        costs[k] = _pair_cost(ground, nodes[k], others[k])
+        costs[k] = _pair_cost(ground, _pair_length(ground, nodes[k], others[k]))
     return costs
 
 
@@ -156,48 +173,90 @@ def _way_costs(ground: Ground) -> Integers:
     return costs
 
 
+class Span(NamedTuple):
+    """Points to look at, in order, and how far from here they are of interest."""
+
+    start: int
+    end: int
+    step: int
+    radius: float
+
+
+class Partners(NamedTuple):
+    """The most wasteful partners of a point so far, in no order."""
+
+    node: Integers
+    cost: Integers
+    waste: Integers
+
+
 @njit(cache=True, nogil=True)
 def _missed_arcs(
     ground: Ground, price: Integers
 ) -> tuple[NDArray[np.uint32], NDArray[np.uint32], Integers]:
     """Tails, heads and costs of pairs that cost less than the prices of their two points.
 
-    Of each point the most wasteful ones with points that are cheaper than itself.
+    Of each point the most wasteful ones with points that are not dearer than itself.
     """
-    n_a, n_points = ground.n_a, len(price)
+    n_points, n_a = len(price), ground.n_a
     position = ground.birth + ground.death
     tail = np.empty(ARCS_PER_POINT * n_points, dtype=np.uint32)
     head = np.empty(ARCS_PER_POINT * n_points, dtype=np.uint32)
     cost = np.empty(ARCS_PER_POINT * n_points, dtype=np.int64)
-    excess = np.empty(ARCS_PER_POINT, dtype=np.int64)
+    partners = Partners(
+        np.empty(ARCS_PER_POINT, dtype=np.int64),
+        np.empty(ARCS_PER_POINT, dtype=np.int64),
+        np.empty(ARCS_PER_POINT, dtype=np.int64),
+    )
     n_arcs = 0
     for i in range(n_points):
         if price[i] <= 0:
             continue
         first, last = (n_a, n_points) if i < n_a else (0, n_a)
-        length = ground.limit * (2 * price[i] / ground.scale) ** (1 / ground.order)
-        reach = 2 * length * (1 + 1e-9) + 1e-15 * abs(position[i])
-        start, end = np.searchsorted(
-            position[first:last], np.array([position[i] - reach, position[i] + reach])
-        )
-        n_found = 0
-        for j in range(first + start, min(first + end + 1, last)):
-            if price[j] > price[i] or (price[j] == price[i] and i >= n_a):
-                continue
-            pair_cost = _pair_cost(ground, i, j)
-            waste = price[i] + price[j] - pair_cost
-            if waste <= 0:
-                continue
-            slot = n_found
-            if n_found < ARCS_PER_POINT:
-                n_found += 1
-            else:
-                slot = np.argmin(excess)
-                if excess[slot] >= waste:
-                    continue
-            excess[slot] = waste
-            k = n_arcs + slot
-            tail[k], head[k] = (i, j) if i < n_a else (j, i)
-            cost[k] = pair_cost
-        n_arcs += n_found
+        radius = ground.limit * (2 * price[i] / ground.scale) ** (1 / ground.order) * (1 + 1e-9)
+        reach = 2 * radius + 1e-15 * abs(position[i])
+        others = position[first:last]
+        start = first + np.searchsorted(others, position[i] - reach)
+        middle = first + np.searchsorted(others, position[i])
+        end = first + np.searchsorted(others, position[i] + reach, side="right")
+        right, left = Span(middle, end, 1, radius), Span(middle - 1, start - 1, -1, radius)
+        n_found = _find_partners(ground, price, i, right, partners, np.int64(0))
+        n_found = _find_partners(ground, price, i, left, partners, n_found)
+        for k in range(n_found):
+            tail[n_arcs], head[n_arcs] = i, partners.node[k]
+            if i >= n_a:
+                tail[n_arcs], head[n_arcs] = partners.node[k], i
+            cost[n_arcs] = partners.cost[k]
+            n_arcs += 1
     return tail[:n_arcs], head[:n_arcs], cost[:n_arcs]
+
+
+@njit(cache=True, nogil=True)
+def _find_partners(
+    ground: Ground,
+    price: Integers,
+    i: Integer,
+    span: Span,
+    partners: Partners,
+    n_found: Integer,
+) -> Integer:
+    """Add those of a span of points to the partners that waste most; how many there are."""
+    least = partners.waste.min() if n_found == ARCS_PER_POINT else np.int64(0)
+    for j in range(span.start, span.end, span.step):
+        length = _pair_length(ground, i, j)
+        # Of two points with the same price a's finds the other.
+        if length > span.radius or price[j] > price[i] or (price[j] == price[i] and i > j):
+            continue
+        pair_cost = _pair_cost(ground, length)
+        waste = price[i] + price[j] - pair_cost
+        if waste <= least:
+            continue
+        slot: Integer = n_found
+        if n_found < ARCS_PER_POINT:
+            n_found += 1
+        else:
+            slot = np.argmin(partners.waste)
+        partners.node[slot], partners.cost[slot], partners.waste[slot] = j, pair_cost, waste
+        if n_found == ARCS_PER_POINT:
+            least = partners.waste.min()
+    return n_found

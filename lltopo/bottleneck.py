@@ -75,13 +75,13 @@ def _bottleneck_partners(a: Side, b: Side) -> Integers:
 
 @njit(cache=True, nogil=True)
 def _length(a: Side, i: int, b: Side, j: int) -> float:
-    return max(abs(a.birth[i] - b.birth[j]), abs(a.death[i] - b.death[j]))
+    return float(max(abs(a.birth[i] - b.birth[j]), abs(a.death[i] - b.death[j])))
 
 
 @njit(cache=True, nogil=True)
 def _reach(side: Side, i: int, length: float) -> float:
     """How far apart the positions of points within a length may be, with room for rounding."""
-    return 2 * length + 1e-15 * (abs(side.position[i]) + 2 * length)
+    return float(2 * length + 1e-15 * (abs(side.position[i]) + 2 * length))
 
 
 @njit(cache=True, nogil=True)

@@ -105,8 +105,23 @@ class Smoothest(NamedTuple):
 
 
 def thesis_claims(results: Results) -> tuple[Claim, ...]:
-    """Judge each of the thesis's claims by a study's results."""
-    fields = list(itertools.product(results.runs, SPLITS, TREES))
+    """Judge each of the thesis's claims by a study's results.
+
+    Parameters
+    ----------
+    results : Results
+
+    Returns
+    -------
+    tuple of Claim
+        In the thesis's order; a claim about two runs has no finding where no two runs of
+        different, known initial rates are there.
+    """
+    fields = [
+        field
+        for field in itertools.product(results.runs, SPLITS, TREES)
+        if topology_rows(results, *field)
+    ]
     return (
         Claim(
             "Total persistence falls as the network trains.",
@@ -138,20 +153,22 @@ def thesis_claims(results: Results) -> tuple[Claim, ...]:
 
 
 def smoothest_runs(results: Results, split: Split = "val") -> list[Smoothest]:
-    """For each tree, the runs by total persistence at the end; runs that have none are left out,
-    and so is a tree where no run has any."""
+    """For each tree, the runs by total persistence after their last epoch.
+
+    Runs that have none, or an infinite one, are left out, and so is a tree where no run has any.
+    """
     found = []
     for tree in TREES:
         ends = [(run, end_persistence(results, run, split, tree)) for run in results.runs]
-        told = [(run, end) for run, end in ends if end.value is not None]
+        told = [(run, end) for run, end in ends if math.isfinite(_value(end))]
         if not told:
             continue
-        (run, value), *others = sorted(told, key=lambda pair: pair[1].value or 0.0)
+        (run, value), *others = sorted(told, key=lambda pair: _value(pair[1]))
         ratio = None
         if others and value.value:
             next_run, next_value = others[0]
             key = {"run": next_run, "over": run, "split": split, "tree": tree}
-            ratio = Number((next_value.value or 0.0) / value.value, "derived", "ratio", key)
+            ratio = Number(_value(next_value) / value.value, "derived", "ratio", key)
         found.append(Smoothest(tree, run, value, tuple(others), ratio))
     return found
 
@@ -180,7 +197,7 @@ def _falls(results: Results, run: str, split: Split, tree: Tree) -> Finding:
         end = topology_number(results, "total_persistence", run, split, tree, epoch)
         numbers.append((f"{label} (epoch {epoch})", end))
     if len(line.epoch) < FEWEST:
-        reason = f"fewer than {FEWEST} epochs"
+        reason = f"fewer than {FEWEST} epochs with a finite value"
         return Finding((run,), split, tree, tuple(numbers), "cannot be told", reason)
     first, last = line.value[[0, -1]]
     lower = last < first and not math.isclose(first, last, rel_tol=ROUNDING)

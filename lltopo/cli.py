@@ -101,6 +101,8 @@ def analyze(
         raise InputError(
             "analyze: needs either a STUDY or --losses: expected one of them. See analyze --help."
         )
+    if study is not None and features:
+        raise InputError("--features: has no use without --losses. Name them in the study.")
     stages = ("analyze", "report")
     if study is not None:
         _carry_out(read_study(study, override or ()), _out(out, study), stages)
@@ -122,11 +124,19 @@ def main() -> NoReturn:
     """Run the command line and end the process with its exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        app()
+        status = app(standalone_mode=False)
     except InputError as error:
-        print(f"lltopo: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+        _refuse(str(error))
+    except typer.TyperException as error:
+        _refuse(error.format_message() and f"{error.format_message()} See lltopo --help.")
+    sys.exit(status)
+
+
+def _refuse(complaint: str) -> NoReturn:
+    """End the process for a wrong study, option or input, with one line that says what is wrong."""
+    if complaint:
+        print("lltopo:", " ".join(complaint.split()), file=sys.stderr)
+    sys.exit(2)
 
 
 def _carry_out(study: Study, out: Place, stages: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ _FEWEST = 3
 
 
 def correlation_rows(series: Sequence[Row], metrics: Sequence[Row]) -> list[Row]:
-    """Pearson's and Spearman's coefficient of each measure with each target.
+    """Correlate each measure of the topology with each target.
 
     Parameters
     ----------
@@ -57,17 +57,29 @@ def correlation_rows(series: Sequence[Row], metrics: Sequence[Row]) -> list[Row]
 
 
 def pearson(x: Values, y: Values) -> float | None:
-    """Pearson's coefficient; None where it is not defined."""
-    x, y = x - x.mean(), y - y.mean()
-    norm = math.sqrt(float(x @ x)) * math.sqrt(float(y @ y))
-    if not math.isfinite(norm) or norm == 0.0:
+    """Compute Pearson's coefficient of two series of equal length.
+
+    Returns
+    -------
+    float or None
+        In [-1, 1]; None where one of them does not change, or has a value that is not finite.
+    """
+    if not (_changes(x) and _changes(y)):
         return None
+    # scaled first, so that no square overflows or vanishes
+    x, y = (z / np.abs(z).max() for z in (x - x.mean(), y - y.mean()))
+    norm = math.sqrt(float(x @ x)) * math.sqrt(float(y @ y))
     return max(-1.0, min(1.0, float(x @ y) / norm))
 
 
 def spearman(x: Values, y: Values) -> float | None:
-    """Spearman's coefficient: Pearson's on the ranks, ties sharing their mean rank."""
-    return pearson(rankdata(x), rankdata(y))
+    """Compute Spearman's coefficient: Pearson's on the ranks, ties sharing their mean rank."""
+    return pearson(rankdata(x), rankdata(y)) if np.isfinite([x, y]).all() else None
+
+
+def _changes(x: Values) -> bool:
+    # not by its deviations from the mean: those of equal values need not be zero
+    return bool(np.isfinite(x).all()) and len(x) > 0 and bool((x != x[0]).any())
 
 
 def _against_targets(

@@ -141,7 +141,7 @@ def graph_features(x: NDArray[Any], features: str) -> NDArray[Any]:
     return np.rint(grey).astype(np.uint8).reshape(len(x), 28 * 28)
 
 
-def read_array(path: str, what: str) -> NDArray[Any]:
+def read_array(path: str, what: str) -> np.memmap[Any, Any]:
     """Open a .npy file of numbers as a read-only memory map; it is never unpickled.
 
     Parameters
@@ -157,7 +157,7 @@ def read_array(path: str, what: str) -> NDArray[Any]:
         Where there is no such file, or it holds something else.
     """
     try:
-        array: NDArray[Any] = np.lib.format.open_memmap(path, mode="r")
+        array: np.memmap[Any, Any] = np.lib.format.open_memmap(path, mode="r")
     except OSError as error:
         raise InputError(
             f"{path}: {what} cannot be read: {error.strerror or error}. "

@@ -11,11 +11,8 @@ markers say the same once more.
 from __future__ import annotations
 
 import io
-import itertools
-import math
 import textwrap
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -24,33 +21,23 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from PIL import Image
 
-from lltopo.diagrams import persistence_histogram
+from lltopo.heatmaps import (
+    Scale,
+    asinh_span,
+    axis_ticks,
+    common_scale,
+    finite_extent,
+    heatmap_counts,
+)
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 LINES = ("-", "--", "-.", ":")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 COLOUR_MAP = "viridis"
-_SUPERSCRIPTS = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 DECADES = 50.0  # a larger ratio of largest to smallest value gets a logarithmic axis
-
-
-class Scale(NamedTuple):
-    """What compared heatmaps share.
-
-    ``bins`` a side; ``low`` and ``high`` ends of both axes; the fullest bin's number of points.
-    Bins are of equal width in asinh(loss / ``linear_width``): near zero they are as even as on a
-    plain axis, above it as on a logarithmic one, for the losses of a trained network span decades
-    and reach zero.
-    """
-
-    bins: int
-    low: float
-    high: float
-    linear_width: float
-    fullest: int
 
 
 def new_figure(width: float, height: float) -> Figure:
@@ -64,18 +51,23 @@ def plot_diagram(dgm: ArrayLike, *, label: str | None = None, ax: Axes | None = 
 
     Parameters
     ----------
-    dgm
-        (m, 2) birth and death. Points of an infinite death are drawn as triangles at the edge.
-    label
+    dgm : (m, 2) array
+        Birth and death of either tree, in units of the loss. Points of an infinite death are
+        drawn as triangles at the edge.
+    label : str, optional
         Of the points, for a legend.
-    ax
+    ax : Axes, optional
         Where to draw; a new figure's by default (``ax.figure.savefig`` writes it).
+
+    Returns
+    -------
+    Axes
     """
     ax = ax if ax is not None else new_figure(4.2, 4).subplots()
     points = np.asarray(dgm, dtype=np.float64).reshape(-1, 2)
     finite = np.isfinite(points).all(axis=1)
     (drawn,) = ax.plot(*points[finite].T, "o", markersize=4, alpha=0.6, label=label)
-    low, high = _extent([points])
+    low, high = finite_extent([points])
     for birth, death in points[~finite]:
         edge, marker = (high, "^") if death > 0 else (low, "v")
         ax.plot(birth, edge, marker, color=drawn.get_color(), markersize=7)
@@ -91,19 +83,29 @@ def plot_heatmap(
 
     Parameters
     ----------
-    dgm
-        (m, 2) birth and death. Infinite points cannot be binned; the plot says how many.
-    scale
-        What compared heatmaps share, from :func:`common_scale`; this diagram's own by default.
-    colorbar
+    dgm : (m, 2) array
+        Birth and death of either tree, in units of the loss. Infinite points cannot be binned;
+        the plot says how many there are.
+    scale : Scale, optional
+        What compared heatmaps share, from `common_scale`; this diagram's own by default.
+    colorbar : bool
         Whether to explain the colours beside the plot.
-    ax
+    ax : Axes, optional
         Where to draw; a new figure's by default.
+
+    Returns
+    -------
+    Axes
+
+    Raises
+    ------
+    InputError
+        If `dgm` is no diagram.
     """
     ax = ax if ax is not None else new_figure(4.8, 4).subplots()
     scale = scale if scale is not None else common_scale([dgm])
     counts = heatmap_counts(dgm, scale)
-    edges = scale.linear_width * np.sinh(np.linspace(*_asinh_span(scale), scale.bins + 1))
+    edges = scale.linear_width * np.sinh(np.linspace(*asinh_span(scale), scale.bins + 1))
     norm = LogNorm(1, max(scale.fullest, 2))
     ax.set_xscale("asinh", linear_width=scale.linear_width)
     ax.set_yscale("asinh", linear_width=scale.linear_width)
@@ -126,7 +128,18 @@ def plot_heatmap(
 
 
 def plot_colorbar(axes: Sequence[Axes]) -> Axes:
-    """Explain the colours of heatmaps on one scale by a bar beside them."""
+    """Explain the colours of heatmaps by a bar beside them.
+
+    Parameters
+    ----------
+    axes : sequence of Axes
+        Drawn by `plot_heatmap` on one scale.
+
+    Returns
+    -------
+    Axes
+        The bar's.
+    """
     heatmap = axes[0].collections[0]
     fullest = int(heatmap.get_clim()[1] or 1)
     ticks = [1, *(10**k for k in range(1, 7) if 10**k < fullest / 2), fullest]
@@ -150,14 +163,17 @@ def plot_series(
 
     Parameters
     ----------
-    epoch, value
-        (n,) arrays.
-    label
+    epoch, value : (n,) array
+    label : str, optional
         For the legend.
-    style
+    style : int
         Number of the colour, line style and marker: another one for each line of a plot.
-    ax
+    ax : Axes, optional
         Where to draw; a new figure's by default.
+
+    Returns
+    -------
+    Axes
     """
     ax = ax if ax is not None else new_figure(6, 3.6).subplots()
     x = np.asarray(epoch, dtype=np.float64)
@@ -173,14 +189,26 @@ def plot_series(
         label=label,
     )
     ax.set_xlabel("epoch")
-    ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    ax.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
     ax.grid(visible=True, color="0.9", linewidth=0.6)
     return ax
 
 
 def plot_milestones(epochs: Iterable[int], *, color: str = "0.35", ax: Axes) -> Axes:
-    """Mark changes of the learning rate in a series, each just before the first epoch with the
-    new rate."""
+    """Mark changes of the learning rate in a series by dotted lines.
+
+    Parameters
+    ----------
+    epochs : iterable of int
+        The first epoch with each new rate; the line stands half an epoch before it.
+    color : str
+    ax : Axes
+        Of the series.
+
+    Returns
+    -------
+    Axes
+    """
     for n, epoch in enumerate(sorted(epochs)):
         label = "rate changes" if n == 0 else None
         ax.axvline(epoch - 0.5, color=color, linestyle=(0, (1, 2)), linewidth=1.3, label=label)
@@ -190,7 +218,22 @@ def plot_milestones(epochs: Iterable[int], *, color: str = "0.35", ax: Axes) -> 
 def plot_lost_epochs(
     epochs: Sequence[int], *, label: str | None = None, style: int = 0, ax: Axes
 ) -> Axes:
-    """Mark epochs that have no value (a run that diverged) with crosses on the lower edge."""
+    """Mark epochs that have no value (a run that diverged) with crosses on the lower edge.
+
+    Parameters
+    ----------
+    epochs : sequence of int
+    label : str, optional
+        For the legend.
+    style : int
+        That of the run's line in `plot_series`.
+    ax : Axes
+        Of the series.
+
+    Returns
+    -------
+    Axes
+    """
     ax.plot(
         epochs,
         np.full(len(epochs), 0.04),
@@ -207,7 +250,21 @@ def plot_lost_epochs(
 def plot_matrix(
     values: ArrayLike, rows: Sequence[str], columns: Sequence[str], *, ax: Axes | None = None
 ) -> Axes:
-    """Draw a (rows, columns) matrix of correlations, -1 to 1, each written in its cell."""
+    """Draw a matrix of correlations, each written in its cell.
+
+    Parameters
+    ----------
+    values : (n_rows, n_columns) array
+        From -1 to 1; NaN where there is none.
+    rows, columns : sequence of str
+        Their names.
+    ax : Axes, optional
+        Where to draw; a new figure's by default.
+
+    Returns
+    -------
+    Axes
+    """
     if ax is None:
         ax = new_figure(1.4 + 1.1 * len(columns), 0.8 + 0.32 * len(rows)).subplots()
     matrix = np.asarray(values, dtype=np.float64)
@@ -220,43 +277,6 @@ def plot_matrix(
         written = ax.text(j, i, text, ha="center", va="center", color=color, fontsize=8)
         written.set_in_layout(False)
     return ax
-
-
-def common_scale(dgms: Iterable[ArrayLike], bins: int = 40) -> Scale:
-    """The bins, axes and colours that heatmaps of these diagrams share."""
-    arrays = [np.asarray(dgm, dtype=np.float64).reshape(-1, 2) for dgm in dgms]
-    low, high = _extent(arrays)
-    values = np.abs(np.concatenate([np.zeros(0), *(dgm.ravel() for dgm in arrays)]))
-    largest = max(abs(low), abs(high))
-    values = values[np.isfinite(values)]
-    small = np.quantile(values, 0.1) if len(values) else largest
-    width = float(np.clip(small, 1e-6 * largest, largest))
-    scale = Scale(bins, low, high, width, 1)
-    fullest = max((int(heatmap_counts(dgm, scale).max()) for dgm in arrays), default=1)
-    return scale._replace(fullest=max(fullest, 1))
-
-
-def heatmap_counts(dgm: ArrayLike, scale: Scale) -> NDArray[np.int64]:
-    """(bins, bins) numbers of a diagram's points, births along the first axis."""
-    points = np.arcsinh(np.asarray(dgm, dtype=np.float64).reshape(-1, 2) / scale.linear_width)
-    span = _asinh_span(scale)
-    return persistence_histogram(points, scale.bins, (span, span))
-
-
-def axis_ticks(scale: Scale) -> dict[float, str]:
-    """Round values along an axis of a heatmap, not too close to each other, and their labels."""
-    decades = range(6, math.floor(math.log10(scale.linear_width)) - 2, -1)
-    low, high = _asinh_span(scale)
-    ticks: dict[float, str] = {0.0: "0"} if low <= 0 <= high else {}
-    for digit, decade, sign in itertools.product((1, 5, 2), decades, (1, -1)):
-        tick = sign * digit * 10.0**decade
-        place = math.asinh(tick / scale.linear_width)
-        gaps = (abs(place - math.asinh(other / scale.linear_width)) for other in ticks)
-        if low <= place <= high and all(gap > (high - low) / 5.5 for gap in gaps):
-            power = f"10{str(decade).translate(_SUPERSCRIPTS)}"
-            short = power if digit == 1 else f"{digit}·{power}"
-            ticks[tick] = f"{tick:g}" if -3 < decade < 4 else "−" * (sign < 0) + short
-    return ticks
 
 
 def fit_value_axis(ax: Axes) -> Axes:
@@ -296,7 +316,18 @@ def short_name(name: str) -> str:
 
 
 def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
-    """A figure as PNG of 256 colours: the same bytes every time, with no date or version."""
+    """A figure as PNG of 256 colours: the same bytes every time, with no date or version.
+
+    Parameters
+    ----------
+    figure : Figure
+    dpi : int
+        Pixels an inch.
+
+    Returns
+    -------
+    bytes
+    """
     canvas = FigureCanvasAgg(figure)
     figure.set_dpi(dpi)
     canvas.draw()  # type: ignore[no-untyped-call]
@@ -304,20 +335,3 @@ def png_bytes(figure: Figure, dpi: int = 150) -> bytes:
     buffer = io.BytesIO()
     pixels.quantize(256, dither=Image.Dither.NONE).save(buffer, format="png")
     return buffer.getvalue()
-
-
-def _extent(dgms: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """The range of all finite births and deaths, never empty."""
-    values = np.concatenate([np.zeros(0), *(dgm.ravel() for dgm in dgms)])
-    values = values[np.isfinite(values)]
-    if not len(values):
-        return 0.0, 1.0
-    low, high = float(values.min()), float(values.max())
-    return (low, high) if high > low else (low - 0.5, high + 0.5)
-
-
-def _asinh_span(scale: Scale) -> tuple[float, float]:
-    """Ends of the bins in asinh(loss / linear width), a hair wider than the values' own."""
-    low, high = (math.asinh(end / scale.linear_width) for end in (scale.low, scale.high))
-    hair = 1e-9 * (high - low)
-    return low - hair, high + hair

@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -31,10 +32,18 @@ def made_graph(
     origin: Mapping[str, Any],
     progress: Callable[[float], None] | None = None,
 ) -> MadeGraph:
-    """The k-nearest-neighbour graph of a split's features.
+    """Make the k-nearest-neighbour graph of a split's features.
 
-    ``origin`` says where the features come from; what was measured (the recall, 1 where the
-    search is exact, on 500 rows) is added to it.
+    Parameters
+    ----------
+    features : (n, d) array
+    k, method
+        As in `lltopo.graph.knn_graph`, whose errors are raised.
+    origin
+        Where the features come from; what was measured (the recall on some rows, 1 where the
+        search is exact; the graph's sizes) is added to it.
+    progress
+        Told the fraction done.
     """
     neighbours = nearest_neighbours(features, k, method, progress)
     n = len(neighbours.indices)
@@ -50,7 +59,7 @@ def made_graph(
 
 
 def graph_file(out: Place, split: str) -> Place:
-    """Where a split's graph lies."""
+    """Return where a split's graph lies."""
     return out / f"graph/{split}.npz"
 
 
@@ -67,14 +76,14 @@ def write_graph(target: Place, made: MadeGraph) -> None:
 
 
 def read_graph(source: Place) -> MadeGraph | None:
-    """A graph that was written; None where the file is absent or damaged."""
+    """Read a graph; None where the file is absent or damaged."""
     if not exists(source):
         return None
     try:
         with np.load(io.BytesIO(read_bytes(source)), allow_pickle=False) as file:
             graph = Graph(file["indptr"], file["indices"])
             made = json.loads(str(file["made"]))
-    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile):
+    except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
         return None
     return MadeGraph(graph, made, _digest(graph))
 

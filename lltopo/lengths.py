@@ -34,4 +34,4 @@ def p_norm(lengths: Floats, order: float) -> float:
         return largest
     if order == 1:
         return math.fsum(lengths)
-    return largest * math.fsum((lengths / largest) ** order) ** (1 / order)
+    return largest * float(math.fsum((lengths / largest) ** order) ** (1 / order))

@@ -168,6 +168,8 @@ def set_up_torch(training: Training) -> None:
     # threads and algorithms decide the last bits of a sum, so they belong to the study
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(training.deterministic)
+    # NaN in every fresh tensor would cost a pass over it and changes no result of ours
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not training.deterministic
 
 

@@ -10,6 +10,7 @@ bound kept does not lie beyond the k-th true distance, the row is searched again
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
@@ -26,7 +27,7 @@ from lltopo.errors import InputError
 SPARE_CANDIDATES = 8  # beyond k: how many bounds are kept for the exact ranking
 TILE = 2048  # rows and columns of a product: 16 MiB, which stays in a shared cache
 CHUNK = 64  # products that are compared before any is looked at singly
-EXACT_WITHIN = 3e14  # n * n * d up to which "auto" searches exactly: about an hour on two cores
+EXACT_WITHIN = 3e14  # n * n * d up to which "auto" searches exactly: half an hour on two cores
 LARGEST_FEATURE = 1e150  # beyond it a squared distance may overflow
 
 Progress = Callable[[float], None]
@@ -174,10 +175,7 @@ def _exact_neighbours(rows: NDArray[Any], k: int, progress: Progress) -> Neighbo
     found = _ranked(rows, candidates.ids, k)
     farthest = found.distances[:, -1] ** 2 * (1 + (d + 8) * np.finfo(np.float64).eps)
     doubtful = np.flatnonzero(~(farthest / (2 * centred.scale**2) < candidates.limit))
-    if len(doubtful):
-        again = _search_rows(rows, doubtful, k)
-        found.indices[doubtful] = again.indices
-        found.distances[doubtful] = again.distances
+    _search_again(found, rows, doubtful)
     progress(1.0)
     return found
 
@@ -301,6 +299,14 @@ def _ranked(rows: NDArray[Any], candidates: NDArray[np.int32], k: int) -> Neighb
     return found
 
 
+def _search_again(found: Neighbours, rows: NDArray[Any], doubtful: NDArray[np.int64]) -> None:
+    """Replace what was found for some rows by the result of an exhaustive search."""
+    if len(doubtful):
+        truth = _search_rows(rows, doubtful, found.indices.shape[1])
+        found.indices[doubtful] = truth.indices
+        found.distances[doubtful] = truth.distances
+
+
 def _search_rows(rows: NDArray[Any], chosen: NDArray[np.int64], k: int) -> Neighbours:
     """Rank all vertices for each of the chosen ones: n d additions in float64 a row."""
     n = len(rows)
@@ -355,8 +361,12 @@ def _descent_neighbours(rows: NDArray[Any], k: int, progress: Progress) -> Neigh
     from pynndescent import NNDescent
 
     width = min(2 * k + SPARE_CANDIDATES, len(rows) - 1)
-    index = NNDescent(rows.astype(np.float32), n_neighbors=width + 1, random_state=0)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
+        index = NNDescent(_centred(rows).rows, n_neighbors=width + 1, random_state=0)
+        candidates = np.ascontiguousarray(index.neighbor_graph[0], np.int32)
     progress(0.9)
-    found = _ranked(rows, np.ascontiguousarray(index.neighbor_graph[0], np.int32), k)
+    found = _ranked(rows, candidates, k)
+    _search_again(found, rows, np.flatnonzero((candidates < 0).any(axis=1)))  # rows left short
     progress(1.0)
     return found

@@ -14,11 +14,13 @@ The first tree joins nearest neighbours of opposite supply, and hangs everything
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+
+Integer = int | np.signedinteger[Any]  # compiled code knows only the latter
 
 BLOCK_SIZE = 64
 BLOCK_STRIDE = 8  # a block's arcs lie apart, so that they touch different parts of the tree
@@ -138,7 +140,7 @@ def improve_tree(network: Network, tree: Tree) -> None:
         Where a potential left the range in which integers are exact; smaller costs avoid it.
     """
     nodes, potential = tree
-    block = 0
+    block: Integer = np.int64(0)
     while True:
         arc, excess, block = _entering_arc(network, potential, block)
         if arc < 0:
@@ -161,8 +163,8 @@ def improve_tree(network: Network, tree: Tree) -> None:
 
 @njit(cache=True, nogil=True)
 def _entering_arc(
-    network: Network, potential: NDArray[np.int64], block: int
-) -> tuple[int, int, int]:
+    network: Network, potential: NDArray[np.int64], block: Integer
+) -> tuple[Integer, Integer, Integer]:
     """The most wasteful arc of the first block that has one, its excess, and the next block."""
     tail, head, cost = network.tail, network.head, network.cost
     n_arcs = len(tail)
@@ -185,7 +187,9 @@ def _entering_arc(
 
 
 @njit(cache=True, nogil=True)
-def _leaving_arc(nodes: NDArray[np.void], tail: int, head: int) -> tuple[int, int, bool]:
+def _leaving_arc(
+    nodes: NDArray[np.void], tail: Integer, head: Integer
+) -> tuple[Integer, Integer, bool]:
     """The flow that the cycle takes, the node whose arc runs empty, whether below the tail."""
     from_tail, tail_node = np.int64(UNBOUNDED), tail
     from_head, head_node = np.int64(UNBOUNDED), head
@@ -208,7 +212,7 @@ def _leaving_arc(nodes: NDArray[np.void], tail: int, head: int) -> tuple[int, in
 
 
 @njit(cache=True, nogil=True)
-def _push(nodes: NDArray[np.void], tail: int, head: int, amount: int) -> None:
+def _push(nodes: NDArray[np.void], tail: Integer, head: Integer, amount: Integer) -> None:
     """Send flow from the apex down to the tail, and from the head up to the apex."""
     while tail != head:
         if nodes[tail].depth >= nodes[head].depth:
@@ -220,7 +224,14 @@ def _push(nodes: NDArray[np.void], tail: int, head: int, amount: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _hang(nodes: NDArray[np.void], top: int, node: int, below: int, upward: int, flow: int) -> None:
+def _hang(
+    nodes: NDArray[np.void],
+    top: Integer,
+    node: Integer,
+    below: Integer,
+    upward: Integer,
+    flow: Integer,
+) -> None:
     """Cut the subtree of ``top`` off, and hang it by its ``node`` below another node."""
     while True:
         parent = np.int64(nodes[node].parent)
@@ -233,7 +244,7 @@ def _hang(nodes: NDArray[np.void], top: int, node: int, below: int, upward: int,
 
 
 @njit(cache=True, nogil=True)
-def _move_child(nodes: NDArray[np.void], node: int, parent: int) -> None:
+def _move_child(nodes: NDArray[np.void], node: Integer, parent: Integer) -> None:
     """Take a node out of its parent's children, and put it first among another's."""
     left, right = nodes[node].previous_sibling, nodes[node].next_sibling
     if left >= 0:
@@ -251,7 +262,9 @@ def _move_child(nodes: NDArray[np.void], node: int, parent: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _shift(nodes: NDArray[np.void], potential: NDArray[np.int64], top: int, shift: int) -> int:
+def _shift(
+    nodes: NDArray[np.void], potential: NDArray[np.int64], top: Integer, shift: Integer
+) -> Integer:
     """Add to the potentials below ``top``, and renew the depths; the largest potential there."""
     largest = np.int64(0)
     node = top

@@ -18,8 +18,6 @@ from numpy.typing import NDArray
 
 from lltopo.figures import (
     COLOURS,
-    Scale,
-    common_scale,
     fit_value_axis,
     new_figure,
     plot_colorbar,
@@ -31,6 +29,7 @@ from lltopo.figures import (
     short_name,
     write_note,
 )
+from lltopo.heatmaps import Scale, common_scale
 from lltopo.results import (
     Number,
     Results,
@@ -276,7 +275,7 @@ def _plot_runs(
         plot_series(line.epoch, line.value, label=short_name(run), style=style, ax=ax)
     fit_value_axis(ax)
     if not any(np.isfinite(line.get_ydata()).any() for line in ax.get_lines()):
-        write_note(ax, "not recorded")
+        write_note(ax, "not recorded, or not finite")
     changes = {run: frozenset(milestones(results, run)) for run in rows}
     shared = frozenset.intersection(*changes.values())
     plot_milestones(shared, ax=ax)

@@ -35,7 +35,15 @@ from lltopo.storage import Place, exists, read_bytes, remove, write_bytes
 from lltopo.study import Split, Study
 from lltopo.tables import TREES, Tree
 
-_SOURCES = ("figures.py", "results.py", "claims.py", "plates.py", "slider.py", "report.py")
+_SOURCES = (
+    "heatmaps.py",
+    "figures.py",
+    "results.py",
+    "claims.py",
+    "plates.py",
+    "slider.py",
+    "report.py",
+)
 
 
 class Image(NamedTuple):

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from lltopo import tables
 from lltopo.diagrams import PersistencePairs, diagram_of
+from lltopo.errors import InputError
 from lltopo.storage import Place, exists
 from lltopo.study import Split, Study
 from lltopo.tables import Tree
@@ -65,9 +66,14 @@ def read_results(study: Study, out: Place) -> Results:
     Raises
     ------
     InputError
-        Where a table is absent or damaged.
+        Where a table is absent or damaged, or the series is empty.
     """
     series = tables.read_table(out / "series.parquet", tables.SERIES).to_pylist()
+    if not series:
+        raise InputError(
+            f"{out / 'series.parquet'}: is empty: expected a row for each epoch, got none. "
+            "Analyse the study first."
+        )
     found = {row["run"] for row in series}
     contours = out / "contours.parquet"
     return Results(

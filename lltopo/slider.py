@@ -14,7 +14,8 @@ from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from numpy.typing import NDArray
 
-from lltopo.figures import COLOUR_MAP, Scale, axis_ticks, common_scale, heatmap_counts
+from lltopo.figures import COLOUR_MAP
+from lltopo.heatmaps import Scale, axis_ticks, common_scale, heatmap_counts
 from lltopo.plates import Diagrams, heatmap_epochs
 from lltopo.results import Results, epochs, milestones, topology_rows, training_rows
 from lltopo.study import SPLITS, Split

@@ -92,6 +92,9 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
 def open_results(study: Study, out: Place) -> None:
     """Claim a folder for a study, or find it claimed by the same one.
 
+    A claim holds as soon as there are losses or diagrams: before, nothing is there that another
+    study would spoil (a graph says how it was made), and a wrong study may be mended.
+
     Raises
     ------
     InputError
@@ -100,13 +103,14 @@ def open_results(study: Study, out: Place) -> None:
     target = out / "study.yaml"
     content = study_yaml(study).encode()
     before = read_bytes(target) if exists(target) else None
-    if before is not None:
+    if before is not None and any(exists(out / made) for made in ("losses", "diagrams")):
         changed = changed_keys(parsed_study(before, str(target)), study)
         if changed:
             raise InputError(
                 f"{target}: the results there were made by another study: {'; '.join(changed)}. "
                 "Choose another --out, or set these back."
             )
+    if before is not None:
         remove_partial_files(out)
     if before != content:
         write_bytes(target, content)

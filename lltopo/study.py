@@ -96,6 +96,11 @@ class PythonData(_DataSection):
     options: Json = Field(default_factory=dict)
 
 
+GivenArrays = Annotated[
+    dict[str, Annotated[dict[Split, str], Field(min_length=1)]], Field(min_length=1)
+]
+
+
 class LossesData(Section):
     """Somebody else's losses: nothing is trained.
 
@@ -105,7 +110,7 @@ class LossesData(Section):
 
     source: Literal["losses"]
     losses: Annotated[
-        Annotated[str, Tag("folder")] | Annotated[dict[str, dict[Split, str]], Tag("arrays")],
+        Annotated[str, Tag("folder")] | Annotated[GivenArrays, Tag("arrays")],
         Discriminator(lambda losses: "arrays" if isinstance(losses, Mapping) else "folder"),
     ]
     features: dict[Split, str]

@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from lltopo.network_simplex import (
     UNBOUNDED,
+    Integer,
     Network,
     Tree,
     improve_tree,
@@ -130,14 +131,14 @@ def _narrowed(values: BigIntegers, limit: int, start: int) -> BigIntegers:
 def _matching_cost(x: NDArray[Any], y: NDArray[Any], n_a: int, pairs: Integers) -> int:
     rows_a, rows_b = pairs[:, 0], pairs[:, 1] + n_a
     lengths = np.abs(x[rows_a] - x[rows_b]) + np.abs(y[rows_a] - y[rows_b])
-    return sum(lengths.tolist()) + sum(np.delete(y, [*rows_a, *rows_b]).tolist())
+    return int(sum(lengths.tolist()) + sum(np.delete(y, [*rows_a, *rows_b]).tolist()))
 
 
 def _transport_on_grid(x: Integers, y: Integers, n_a: int, unit: float) -> Transport:
     """The cheapest transport between rows with integer coordinates, the first n_a of them a's."""
     node_of_row, row_of_node = distinct_rows(x, y)
     node_x, node_y = x[row_of_node], y[row_of_node]
-    network = _sparse_network(node_x, node_y)
+    network = sparse_network(node_x, node_y)
     supply = net_supply(node_of_row, n_a)
     tree = star_tree(supply, node_y)
     join_nearest(network, tree, supply)
@@ -173,7 +174,7 @@ def net_supply(node_of_row: Integers, n_a: int) -> Integers:
     )
 
 
-def _sparse_network(x: Integers, y: Integers) -> Network:
+def sparse_network(x: Integers, y: Integers) -> Network:
     """Two-way arcs between distinct points, sorted by x, and between each and the root."""
     n_points = len(x)
     capacity = MAX_ARCS_PER_POINT * n_points
@@ -232,7 +233,9 @@ def _fill_arcs(
 
 
 @njit(cache=True, nogil=True)
-def _next_below(height: Integers, lowest: Integers, start: int, end: int, bound: int) -> int:
+def _next_below(
+    height: Integers, lowest: Integers, start: Integer, end: Integer, bound: Integer
+) -> Integer:
     """The first position from ``start`` towards ``end`` whose height is below the bound."""
     position = start
     if start <= end:
@@ -262,7 +265,7 @@ class Chains(NamedTuple):
     following: Integers
 
 
-def matched_rows(tree: Tree, node_of_row: Integers, n_a: int) -> Integers:
+def matched_rows(tree: Tree, node_of_row: Integers, n_a: Integer) -> Integers:
     """The pairs of rows that the flow on a tree connects; rows left over flow to the root."""
     depth, parent = tree.nodes["depth"][:-1], tree.nodes["parent"][:-1].astype(np.int64)
     deepest_first = np.argsort(-depth, kind="stable")
@@ -280,7 +283,7 @@ def _match_along_tree(
     parent: Integers,
     deepest_first: Integers,
     node_of_row: Integers,
-    n_a: int,
+    n_a: Integer,
 ) -> None:
     """Match the rows at each node among themselves, and send what is left to its parent."""
     for row in range(len(node_of_row)):
@@ -291,7 +294,9 @@ def _match_along_tree(
 
 
 @njit(cache=True, nogil=True)
-def _deliver(chains: Chains, partner: Integers, node: int, first: int, last: int, n_a: int) -> None:
+def _deliver(
+    chains: Chains, partner: Integers, node: Integer, first: Integer, last: Integer, n_a: Integer
+) -> None:
     """Match a chain of rows with those that wait at a node; what is left waits there too."""
     while first >= 0 and chains.first[node] >= 0 and (first < n_a) != (chains.first[node] < n_a):
         waiting = chains.first[node]

@@ -7,9 +7,10 @@ to high, those of the sublevel sets are born at minima and merge in the **split*
 sweep gives the augmented tree (every vertex with the next one of its component); combining
 the two augmented trees leaf by leaf gives the **contour** tree.
 
-Components are numbered as they are born, so the first is elder than all and swallows whatever
-it meets. The sweep's inner loop has no branch: it takes the largest number among a vertex's
-neighbours, and only if that is not the first component's looks at them one by one.
+Components are numbered as they are born, so the first is the eldest, and soon has most of the
+vertices. One byte a vertex says whether it is in the first or in a younger one. The sweep's
+inner loop, which has no branch, takes these bytes of all neighbours together; only where a
+younger component is among them are components looked up, and the bytes brought up to date.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from lltopo.graph import Graph
 
 RADIX_BITS = 11  # three passes for float32, whose counters stay in the first cache
 RADIX = 1 << RADIX_BITS
+FIRST, YOUNGER = 1, 2  # bits: what a vertex's neighbours may have met together
+READ_AHEAD = 4  # a row is touched so many vertices before it is needed, to be in the cache
 
 
 class MergeTree(NamedTuple):
@@ -241,41 +244,52 @@ def _swept(graph: Graph, order: NDArray[np.int32]) -> Sweep:
 @njit(cache=True, nogil=True)
 def _sweep(indptr, indices, order):  # type: ignore[no-untyped-def]
     n = len(order)
-    component = np.zeros(n, np.int32)  # by vertex: 0 until it is swept
-    parent = np.zeros(n + 1, np.int32)  # by component: an elder one that it has met, or itself
+    side = np.zeros(n, np.uint8)  # by vertex: 0 until it is swept, then FIRST or YOUNGER
+    component = np.empty(n, np.int32)  # by vertex: that which it was swept into
+    parent = np.empty(n + 1, np.int32)  # by component: an elder one that it has met, or itself
     births = np.empty(n + 1, np.int32)
     deaths = np.empty(n + 1, np.int32)
-    last = np.empty(n + 1, np.int32)  # by component: the time of its latest vertex
+    last = np.zeros(n + 1, np.int32)  # by component: the time of its latest vertex
     successor = np.arange(n).astype(np.int32)
+    younger = np.empty(n, np.int32)  # neighbours that were not known to be in the first
     n_components = 0
     for time in range(n):
         v = order[time]
         first, end = indptr[v], indptr[v + 1]
-        youngest = np.int32(0)
+        ahead = indptr[order[min(time + READ_AHEAD, n - 1)]]
+        last[0] ^= indices[min(ahead, len(indices) - 1)] if end > 0 else 0
+        met = 0
         for i in range(first, end):
-            youngest = max(youngest, parent[component[indices[i]]])
-        c = youngest
-        if youngest == 0:
+            met |= side[indices[i]]
+        c = np.int32(1)
+        if met == 0:
             n_components += 1
             c = np.int32(n_components)
             births[c] = time
             parent[c] = c
-        elif youngest > 1:  # not only the first, which is elder than all
-            c = _root(parent, youngest)
+        elif met >= YOUNGER:
+            n_younger = np.int64(0)
             for i in range(first, end):
-                other = parent[component[indices[i]]]
-                if (other > 0) & (other != c):
-                    c = min(c, _root(parent, other))
-            for i in range(first, end):
-                other = _root(parent, component[indices[i]])
-                if (other > 0) & (other != c):
+                younger[n_younger] = indices[i]
+                n_younger += side[indices[i]] // YOUNGER
+            if met == YOUNGER:
+                c = np.int32(n_components)
+            for u in younger[:n_younger]:
+                component[u] = _root(parent, component[u])
+                c = min(c, component[u])
+            for u in younger[:n_younger]:
+                other = _root(parent, component[u])
+                if other != c:
                     parent[other] = c
                     deaths[other] = time
                     successor[last[other]] = time
-        if youngest > 0:
+                if c == 1:
+                    side[u] = FIRST
+        if met > 0:
             successor[last[c]] = time
         component[v] = c
         last[c] = time
+        side[v] = FIRST if c == 1 else YOUNGER
     essential = np.empty(n_components, np.bool_)
     for e in range(1, n_components + 1):
         essential[e - 1] = parent[e] == e

@@ -124,6 +124,21 @@ def hungarian_assignment(costs: list[list[Fraction]]) -> list[int]:
     return column_of
 
 
+def empty_rectangles(x: list[int], y: list[int]) -> set[tuple[int, int]]:
+    """Pairs nearer to each other than over the diagonal, and no point in the rectangle between."""
+
+    def is_between(i: int, j: int, k: int) -> bool:
+        return all(min(c[i], c[j]) <= c[k] <= max(c[i], c[j]) for c in (x, y))
+
+    pairs = ((i, j) for j in range(len(x)) for i in range(j))
+    return {
+        (i, j)
+        for i, j in pairs
+        if abs(x[i] - x[j]) < 2 * min(y[i], y[j])
+        and not any(is_between(i, j, k) for k in range(len(x)) if k not in (i, j))
+    }
+
+
 # Graphs and merge trees
 
 

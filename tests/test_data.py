@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 from sklearn.datasets import load_digits
+from tiny import png, tiny_arrays, tiny_npz, write_shard
 
 from lltopo.data import DataSet, graph_features, load_data, read_array
 from lltopo.errors import InputError
@@ -25,7 +26,6 @@ from lltopo.study import (
     PythonData,
     TorchvisionData,
 )
-from tests.tiny import tiny_arrays, tiny_npz
 
 RNG = np.random.default_rng(5)
 
@@ -62,7 +62,8 @@ def test_digits_keep_each_image_with_its_label_and_lose_none() -> None:
     data = load_data(DigitsData())
 
     def rows(x: np.ndarray, y: np.ndarray) -> list[bytes]:
-        return sorted(bytes(x_i.astype(np.uint8)) + bytes([y_i]) for x_i, y_i in zip(x, y, strict=True))
+        pairs = zip(x.astype(np.uint8), y, strict=True)
+        return sorted(image.tobytes() + bytes([label]) for image, label in pairs)
 
     whole = load_digits()
     assert rows(*data.train) != rows(*data.val)
@@ -189,21 +190,6 @@ def test_a_file_that_is_no_npz_is_refused(tmp_path: Path) -> None:
 
 
 # -- parquet, in the Hugging Face layout --
-
-
-def png(pixels: np.ndarray, mode: str | None = None) -> bytes:
-    buffer = io.BytesIO()
-    image = Image.fromarray(pixels)
-    (image.convert(mode) if mode else image).save(buffer, "PNG")
-    return buffer.getvalue()
-
-
-def write_shard(path: Path, images: list[bytes | None], labels: list[int | None]) -> None:
-    """One shard; the columns in another order than they are asked for."""
-    cells = [None if image is None else {"bytes": image, "path": None} for image in images]
-    struct_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    table = {"note": pa.array(["x"] * len(cells)), "label": pa.array(labels, pa.int64())}
-    pq.write_table(pa.table(table | {"img": pa.array(cells, struct_type)}), path, row_group_size=7)
 
 
 @pytest.fixture

@@ -8,13 +8,13 @@ import sys
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from matplotlib.figure import Figure
 from PIL import Image
 
-from lltopo import figures
+from lltopo import figures, heatmaps
 
 JOIN = np.array([[3.0, 1.0], [2.5, 0.5], [2.4, 0.5], [9.0, 0.001]])
 SPLIT = JOIN[:, ::-1]
@@ -84,7 +84,7 @@ def test_heatmap_says_how_many_points_it_cannot_draw():
 
 def test_heatmaps_on_one_scale_share_axes_bins_and_colours():
     late = JOIN / 7
-    scale = figures.common_scale([JOIN, late], bins=12)
+    scale = heatmaps.common_scale([JOIN, late], bins=12)
     one, other = (figures.plot_heatmap(dgm, scale=scale) for dgm in (JOIN, late))
     assert one.get_xlim() == other.get_xlim() == one.get_ylim()
     first, second = (ax.collections[0] for ax in (one, other))
@@ -99,30 +99,35 @@ def test_heatmap_of_an_empty_diagram_is_empty():
 
 
 @given(st.lists(DIAGRAMS, max_size=3), st.integers(2, 50))
+@example([np.array([[5e-324, 0.0]])], 2)
+@example([np.array([[50.0, np.nextafter(50.0, 51.0)]])], 7)
+@example([np.array([[0.0, 1e-90], [1e-90, 0.0]])], 50)
+@example([np.array([[1e9, 0.0], [0.5, 1e9]])], 50)
+@example([np.full((3, 2), 1e15)], 7)
 @settings(max_examples=60, deadline=None)
 def test_no_point_of_compared_diagrams_falls_off_the_scale(dgms, bins):
-    scale = figures.common_scale(dgms, bins)
-    counts = [figures.heatmap_counts(dgm, scale) for dgm in dgms]
+    scale = heatmaps.common_scale(dgms, bins)
+    counts = [heatmaps.heatmap_counts(dgm, scale) for dgm in dgms]
     assert [count.sum() for count in counts] == [len(dgm) for dgm in dgms]
     assert max([1, *(int(count.max()) for count in counts)]) == scale.fullest
-    ticks = list(figures.axis_ticks(scale))
+    ticks = list(heatmaps.axis_ticks(scale))
     assert all(scale.low - 1e-6 <= tick <= scale.high + 1e-6 for tick in ticks)
 
 
 def test_counts_equal_those_of_a_loop_over_the_bins_drawn():
     rng = np.random.default_rng(0)
     dgm = rng.exponential(size=(200, 2)) ** 3
-    scale = figures.common_scale([dgm], bins=9)
+    scale = heatmaps.common_scale([dgm], bins=9)
     edges = figures.plot_heatmap(dgm, scale=scale).collections[0].get_coordinates()[0, :, 0]
     expected = np.zeros((9, 9), dtype=int)
     for birth, death in dgm:
         expected[sum(birth >= e for e in edges[1:-1]), sum(death >= e for e in edges[1:-1])] += 1
-    np.testing.assert_array_equal(figures.heatmap_counts(dgm, scale), expected)
+    np.testing.assert_array_equal(heatmaps.heatmap_counts(dgm, scale), expected)
 
 
 def test_ticks_are_round_labelled_and_apart():
-    scale = figures.Scale(40, 0.0, 12.0, 1e-4, 5)
-    ticks = figures.axis_ticks(scale)
+    scale = heatmaps.Scale(40, 0.0, 12.0, 1e-4, 5)
+    ticks = heatmaps.axis_ticks(scale)
     assert ticks[0.0] == "0"
     assert ticks[10.0] == "10"
     assert ticks[1e-3] == "10⁻³"

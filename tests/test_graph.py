@@ -235,6 +235,17 @@ def test_nn_descent_is_seeded_and_almost_exact() -> None:
 
 
 @pytest.mark.skipif(not COMPILED, reason="pynndescent needs compiled code")
+@pytest.mark.parametrize("scale", [0, 1e60])
+def test_nn_descent_leaves_no_row_short(scale: float) -> None:
+    rows = scale * features(n=200, d=4)
+    found = nearest_neighbours(rows, 6, "nndescent")
+    assert ((found.indices >= 0) & (found.indices < 200)).all()
+    assert all(len({v, *row}) == 7 for v, row in enumerate(found.indices.tolist()))
+    assert neighbour_recall(rows, found.indices) > 0.9 or scale == 0
+    assert np.isfinite(found.distances).all()
+
+
+@pytest.mark.skipif(not COMPILED, reason="pynndescent needs compiled code")
 def test_auto_is_exact_until_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = features(n=60, d=3, high=3)
     assert np.array_equal(nearest_neighbours(rows, 5).indices, brute_force_neighbours(rows, 5))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from tiny import tiny_arrays
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -18,7 +19,6 @@ from lltopo.errors import InputError
 from lltopo.recorder import LossRecorder, split_metrics
 from lltopo.storage import files_below, place
 from lltopo.tables import Field, LossTable, metrics_file, read_losses, read_table
-from tests.tiny import tiny_arrays
 
 PLAIN_LOOP = """
 import sys

@@ -7,9 +7,7 @@ import base64
 import json
 import os
 import re
-from html.parser import HTMLParser
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,6 +20,7 @@ from chromium import (
     open_page,
     press,
 )
+from pages import Elements, report_of, state
 from planted import Plan, planted_study
 from pyarrow import fs as pafs
 
@@ -41,73 +40,6 @@ SMALL = Plan(
     rates={"only": 0.1}, epochs=range(1, 4), milestones=(), n_pairs=5, correlation=lambda *_: None
 )
 THESIS = {"2.1", *(f"7.{number}" for number in range(1, 35))}
-
-
-class Element(NamedTuple):
-    tag: str
-    attributes: dict[str, str | None]
-    text: str
-    # data-* attributes of the element and of all around it
-    data: dict[str, str]
-
-
-class Elements(HTMLParser):
-    """Every element of a page, with its text and inherited data."""
-
-    VOID = frozenset({"meta", "link", "img", "input", "br", "line"})
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.found: list[Element] = []
-        self._open: list[tuple[str, dict[str, str | None], list[str]]] = []
-        self.feed(page)
-        assert self._open == []
-
-    def handle_starttag(self, tag, attrs):
-        self._open.append((tag, dict(attrs), []))
-        if tag in self.VOID:
-            self.handle_endtag(tag)
-
-    def handle_startendtag(self, tag, attrs):
-        self.handle_starttag(tag, attrs)
-        if tag not in self.VOID:
-            self.handle_endtag(tag)
-
-    def handle_endtag(self, tag):
-        data = {
-            name.removeprefix("data-"): value
-            for _, attributes, _ in self._open
-            for name, value in attributes.items()
-            if name.startswith("data-")
-        }
-        opened, attributes, pieces = self._open.pop()
-        assert opened == tag
-        self.found.append(Element(tag, attributes, "".join(pieces).strip(), data))
-
-    def handle_data(self, data):
-        for _, _, pieces in self._open:
-            pieces.append(data)
-
-
-class Report(NamedTuple):
-    folder: Path
-    page: str
-    elements: list[Element]
-
-    def all(self, tag: str) -> list[Element]:
-        return [element for element in self.elements if element.tag == tag]
-
-
-def report_of(plan: Plan, folder: Path) -> Report:
-    written = write_report(*planted_study(plan, folder))
-    assert written.path == str(folder / "report.html")
-    page = Path(written.path).read_text(encoding="utf-8")
-    return Report(folder, page, Elements(page).found)
-
-
-def state(folder: Path) -> dict[str, tuple[int, bytes]]:
-    files = [path for path in sorted(folder.rglob("*")) if path.is_file()]
-    return {str(path): (path.stat().st_mtime_ns, path.read_bytes()) for path in files}
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +63,7 @@ def rows_by_key(folder: Path, table: str, names: tuple[str, ...]) -> dict[tuple[
     return {tuple(str(row[name]) for name in names): row for row in rows}
 
 
+BIRTH_DEATH = ("birth", "death")
 KEYS = {
     "series": ("run", "split", "tree", "epoch", "order"),
     "metrics": ("run", "split", "epoch"),
@@ -295,6 +228,23 @@ def test_slider_has_every_heatmap_and_number(full):
         assert view["fullest"] == fullest
 
 
+def test_slider_counts_the_points_of_the_diagrams(full):
+    slid = json.loads(next(one.text for one in full.all("script") if "id" in one.attributes))
+    for name, view in slid["views"].items():
+        split, tree = name.split("/")
+        edges = np.arcsinh(np.array([view["low"], view["high"]]) / view["linear_width"])
+        part = f"run=small/split={split}/tree={tree}/epoch=00005/part-0.parquet"
+        dgm = pq.ParquetFile(full.folder / "diagrams" / part).read()
+        points = [np.arcsinh(dgm[side].to_numpy() / view["linear_width"]) for side in BIRTH_DEATH]
+        expected, _, _ = np.histogram2d(
+            *points, bins=view["bins"], range=[(edges[0] - 1e-9, edges[1] + 1e-9)] * 2
+        )
+        cells = view["runs"][1][5]["cells"]
+        counts = np.zeros(view["bins"] ** 2)
+        counts[np.cumsum(cells[::2])] = cells[1::2]
+        np.testing.assert_array_equal(counts.reshape(expected.shape), expected)
+
+
 def test_headline_names_the_smoother_run(full):
     headline = next(one for one in full.all("p") if one.attributes.get("class") == "headline")
     assert headline.text == "large ends smoother on validation data."
@@ -445,6 +395,29 @@ def test_hundreds_of_epochs_are_thinned_but_for_the_ones_that_matter(tmp_path):
     assert shown_epochs(results._replace(series=series[:20])) == list(range(20))
 
 
+# how many coloured pixels of the first heatmap lie clearly above and below the diagonal
+SIDES = """
+(() => {
+  const canvas = document.querySelector("canvas");
+  const [left, top, side] = [48, 8, canvas.width - 60];
+  const copy = new OffscreenCanvas(canvas.width, canvas.height);
+  const pen = copy.getContext("2d", { willReadFrequently: true });
+  pen.drawImage(canvas, 0, 0);
+  const pixels = pen.getImageData(left, top, side, side).data;
+  let [above, below] = [0, 0];
+  for (let y = 0; y < side; y++) {
+    for (let x = 0; x < side; x++) {
+      const [red, green, blue] = pixels.slice(4 * (y * side + x), 4 * (y * side + x) + 3);
+      if (Math.max(red, green, blue) - Math.min(red, green, blue) < 40) continue;
+      if (x < side - y - side / 15) above += 1;
+      if (x > side - y + side / 15) below += 1;
+    }
+  }
+  return [above, below];
+})()
+"""
+
+
 @pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 def test_page_works_in_a_browser(full, tmp_path):
     drawn = (
@@ -462,8 +435,12 @@ def test_page_works_in_a_browser(full, tmp_path):
             assert evaluate(tab, "document.getElementById('epoch-shown').textContent") == "11"
             before = evaluate(tab, drawn)
             assert all(one != other for one, other in zip(last, before, strict=True))
-            evaluate(tab, "document.querySelector('input[value=split]').click()")
+            above, below = evaluate(tab, SIDES)
+            assert above == 0 < below
+            evaluate(tab, "document.querySelector('input[name=tree][value=split]').click()")
             assert all(a != b for a, b in zip(before, evaluate(tab, drawn), strict=True))
+            above, below = evaluate(tab, SIDES)
+            assert below == 0 < above
             evaluate(tab, "document.querySelector('input[value=join]').click()")
             assert evaluate(tab, drawn) == before
             press(tab, "Home")

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
 
 from lltopo.study import Study
 from lltopo.study_files import resolved_study
@@ -48,3 +52,19 @@ def tiny_study(folder: Path, **training: Any) -> Study:
     raw = tiny_raw(folder)
     raw["training"] |= training
     return resolved_study(raw, "tiny")
+
+
+def png(pixels: np.ndarray, mode: str | None = None) -> bytes:
+    """An image file of some pixels, perhaps converted."""
+    buffer = io.BytesIO()
+    image = Image.fromarray(pixels)
+    (image.convert(mode) if mode else image).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def write_shard(path: Path, images: list[bytes | None], labels: list[int | None]) -> None:
+    """One shard; the columns in another order than they are asked for."""
+    cells = [None if image is None else {"bytes": image, "path": None} for image in images]
+    struct_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    table = {"note": pa.array(["x"] * len(cells)), "label": pa.array(labels, pa.int64())}
+    pq.write_table(pa.table(table | {"img": pa.array(cells, struct_type)}), path, row_group_size=7)

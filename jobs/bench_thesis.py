@@ -1,0 +1,148 @@
+"""How long does the analysis of the whole source thesis take?
+
+2 runs x 200 epochs x training and validation set x both trees: 1,600 trees on graphs of 50,000
+and 10,000 vertices and 1,600 exact distances, from Parquet loss tables and ready graphs to
+``series.parquet``, through the very stage that ``lltopo analyze`` runs.
+
+The losses are real ones of 12 epochs, interpolated to 200 (geometrically between two epochs, each
+sample at its own pace), so that fields and diagrams are of real size; the second run is the first
+with the epochs' order of the early half drawn out. Ray's start-up is printed apart.
+
+    python jobs/bench_thesis.py --losses FOLDER --features train=x.npy --features val=y.npy
+
+FOLDER holds train.npy and val.npy, (epochs, samples) float32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import resource
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow
+import ray
+
+import lltopo
+from lltopo.diagrams import both_persistence_pairs, diagram_of
+from lltopo.distances import wasserstein_distance
+from lltopo.fanout import ray_session
+from lltopo.graph_files import graph_file, read_graph
+from lltopo.stages import Session, run_stages
+from lltopo.storage import place
+from lltopo.study import resolved_study
+from lltopo.tables import Field, LossTable, read_losses, write_losses
+
+EPOCHS = 200
+SAMPLED = 20  # every 20th epoch is timed for the kernels' own share
+
+
+def grown(real: np.ndarray, run: int) -> np.ndarray:
+    """(EPOCHS, samples) losses between the real epochs, at each sample's own pace."""
+    n_real, n_samples = real.shape
+    pace = np.random.default_rng(run).uniform(0.8, 1.25, n_samples) * (1.0 if run == 0 else 1.5)
+    logs = np.log(np.maximum(real.astype(np.float64), 2.0**-43))
+    tables = np.empty((EPOCHS, n_samples), dtype=np.float32)
+    for epoch in range(EPOCHS):
+        at = (n_real - 1) * (epoch / (EPOCHS - 1)) ** pace
+        low = np.minimum(at.astype(np.int64), n_real - 2)
+        samples = np.arange(n_samples)
+        part = at - low
+        tables[epoch] = np.exp((1 - part) * logs[low, samples] + part * logs[low + 1, samples])
+    return tables
+
+
+def kernel_seconds(folder: Path, out: Path, splits: dict[str, str]) -> dict[str, float]:
+    """Seconds that the kernels alone take for all fields, measured on every 20th epoch."""
+    seconds = {"trees and diagrams": 0.0, "distances": 0.0}
+    for split in splits:
+        made = read_graph(graph_file(place(out), split))
+        assert made is not None
+        for run in ("first", "second"):
+            fields = [Field(run, split, epoch) for epoch in range(SAMPLED, EPOCHS + 1, SAMPLED)]
+            losses = [read_losses(place(folder), field).loss for field in fields]
+            both_persistence_pairs(made.graph, losses[0])
+            start = time.perf_counter()
+            pairs = [both_persistence_pairs(made.graph, loss) for loss in losses]
+            seconds["trees and diagrams"] += (time.perf_counter() - start) * SAMPLED
+            for tree in range(2):
+                diagrams = [diagram_of(both[tree]) for both in pairs]
+                start = time.perf_counter()
+                for diagram in diagrams[:-1]:
+                    wasserstein_distance(diagram, diagrams[-1])
+                mean = (time.perf_counter() - start) / (len(diagrams) - 1)
+                seconds["distances"] += mean * (EPOCHS - 1)
+    return seconds
+
+
+def peak_memory(stop: threading.Event, peak: list[int]) -> None:
+    """Sample the proportional memory of this process and all that it started."""
+    own = psutil.Process()
+    while not stop.wait(1.0):
+        total = 0
+        for process in [own, *own.children(recursive=True)]:
+            try:
+                total += process.memory_full_info().pss
+            except psutil.Error:
+                continue
+        peak[0] = max(peak[0], total)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--losses", type=Path, required=True)
+    parser.add_argument("--features", action="append", required=True, metavar="SPLIT=FILE.npy")
+    parser.add_argument("--json", type=Path, help="write the figures there, too")
+    arguments = parser.parse_args()
+    splits = dict(text.split("=", 1) for text in arguments.features)
+    with tempfile.TemporaryDirectory() as scratch:
+        folder, out = Path(scratch) / "losses", Path(scratch) / "out"
+        for split in splits:
+            real = np.load(arguments.losses / f"{split}.npy")
+            for number, run in enumerate(("first", "second")):
+                for epoch, loss in enumerate(grown(real, number), start=1):
+                    table = LossTable(loss, None, None)
+                    write_losses(place(folder), Field(run, split, epoch), table)
+        data = {"source": "losses", "losses": str(folder), "features": splits}
+        study = resolved_study({"data": data}, "bench_thesis")
+        session = Session(study, place(out), lambda job, done, of, note: None)
+        run_stages(session, ("graph",))
+        stop, peak = threading.Event(), [0]
+        watcher = threading.Thread(target=peak_memory, args=(stop, peak))
+        start = time.perf_counter()
+        with ray_session(None, 512):
+            started = time.perf_counter()
+            watcher.start()
+            problems = run_stages(session, ("analyze",))
+            ended = time.perf_counter()
+            stop.set()
+            watcher.join()
+        assert not problems, problems
+        kernels = kernel_seconds(folder, out, splits)
+        cores = os.cpu_count() or 1
+        wall = ended - started
+        figures = {
+            "analysis_s": wall,
+            "ray_start_s": started - start,
+            "kernels_s": kernels,
+            "share_outside_kernels": 1 - sum(kernels.values()) / cores / wall,
+            "peak_memory_gib": peak[0] / 2**30,
+            "driver_peak_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20,
+            "cores": cores,
+            "processor": platform.processor() or platform.machine(),
+            "versions": {m.__name__: m.__version__ for m in (lltopo, ray, np, pyarrow)},
+        }
+    print(json.dumps(figures, indent=2))
+    if arguments.json:
+        arguments.json.write_text(json.dumps(figures, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

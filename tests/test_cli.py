@@ -1,0 +1,464 @@
+"""The command line: every wrong input ends with status 2 and one line that says where it is."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from tiny import png, tiny_arrays, tiny_npz, tiny_raw, write_shard
+
+import lltopo
+from lltopo import cli, stages
+from lltopo.storage import place
+from lltopo.study_files import read_study
+
+
+class Ended(NamedTuple):
+    """How a command ended."""
+
+    status: int
+    out: str
+    err: str
+
+
+Command = Callable[..., Ended]
+
+
+@pytest.fixture
+def command(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Command]:
+    """Runs a command in this process; Ray must not be needed to find its input wrong."""
+
+    def no_ray(*_: Any) -> None:
+        raise AssertionError("Ray was started")
+
+    def run(*arguments: object) -> Ended:
+        monkeypatch.setattr(sys, "argv", ["lltopo", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.main()
+        printed = capsys.readouterr()
+        return Ended(int(caught.value.code or 0), printed.out, printed.err)
+
+    monkeypatch.setattr(stages, "ray_session", no_ray)
+    handler = signal.getsignal(signal.SIGTERM)
+    yield run
+    signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.fixture
+def study_file(tmp_path: Path) -> Path:
+    path = tmp_path / "study.yaml"
+    path.write_text(yaml.safe_dump(tiny_raw(tmp_path)))
+    return path
+
+
+def complaint(ended: Ended) -> str:
+    """The one line on stderr of a command that was refused."""
+    assert ended.status == 2
+    [line] = ended.err.splitlines()
+    assert line.startswith("lltopo: ")
+    assert "Traceback" not in ended.out + ended.err
+    assert line.endswith((".", "?"))
+    return line.removeprefix("lltopo: ")
+
+
+def changed(study_file: Path, **sections: Any) -> Path:
+    """The study with whole sections changed."""
+    study_file.write_text(yaml.safe_dump(yaml.safe_load(study_file.read_text()) | sections))
+    return study_file
+
+
+# -- a wrong study --
+
+
+@pytest.mark.parametrize("stage", ["run", "train", "graph", "report", "analyze"])
+def test_an_unknown_key_is_refused_by_every_command(
+    command: Command, study_file: Path, tmp_path: Path, stage: str
+) -> None:
+    changed(study_file, grph={"k": 3})
+    text = complaint(command(stage, study_file, "--out", tmp_path / "out"))
+    assert text == f"{study_file}: grph: unknown key. Did you mean graph?"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("sections", "message"),
+    [
+        ({"graph": {"k": "many"}}, "graph.k: is not valid: expected a valid integer, unable to"),
+        ({"training": {"epochs": 1.5, "lr": 1}}, "runs.only.training.epochs: is not valid: expect"),
+        ({"runs": {}}, "runs: is empty: expected at least one run by its name, got {}."),
+        ({"runs": {"../x": {}}}, "runs: '../x' is no safe file name: expected up to 100 letters"),
+        ({"runs": {"a\nb": {}}}, r"runs: 'a\nb' is no safe file name"),
+        ({"line\nbreak": 1}, "line break: unknown key."),
+    ],
+)
+def test_a_wrong_value_is_refused(
+    command: Command, study_file: Path, sections: dict[str, Any], message: str
+) -> None:
+    changed(study_file, **sections)
+    assert complaint(command("run", study_file)).startswith(f"{study_file}: {message}")
+
+
+def test_a_missing_and_a_malformed_study_are_refused(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "s.yaml"
+    assert complaint(command("run", path)).startswith(f"{path}: cannot be read: No such file")
+    path.write_text("data: {source: digits\nruns: [")
+    assert complaint(command("run", path)).startswith(f"{path}: no valid YAML: ")
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("graph.k", "--set: 'graph.k' is malformed: expected dotted.key=value"),
+        ("graph.k=[3", "--set: graph.k: the value '[3' is no valid YAML"),
+        ("graph.q=3", "STUDY: graph.q: unknown key. Known: k, method, features."),
+        ("training.lr=fast", "STUDY: runs.only.training.lr: is not valid: expected a valid numb"),
+    ],
+)
+def test_a_malformed_set_is_refused(
+    command: Command, study_file: Path, override: str, message: str
+) -> None:
+    text = complaint(command("run", study_file, "--set", override))
+    assert text.startswith(message.replace("STUDY", str(study_file)))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["bogus"],
+        ["run"],
+        ["run", "a.yaml", "b.yaml"],
+        ["run", "a.yaml", "--nope"],
+        ["analyze", "--losses", "x", "--first-epoch", "one"],
+        ["analyze", "--losses", "x", "--first-epoch", "-1"],
+    ],
+)
+def test_a_wrong_option_is_refused(command: Command, arguments: list[str]) -> None:
+    assert complaint(command(*arguments)).endswith("See lltopo --help.")
+
+
+# -- wrong data --
+
+
+def test_a_missing_data_path_is_refused(command: Command, study_file: Path, tmp_path: Path) -> None:
+    path = tmp_path / "never.npz"
+    text = complaint(
+        command("run", study_file, "--out", tmp_path / "out", "--set", f"data.path={path}")
+    )
+    assert text == f"{path}: cannot be read: No such file or directory. Mend data.path."
+    hub = {"source": "parquet", "path": "hub"}
+    text = complaint(command("run", changed(study_file, data=hub), "--out", tmp_path / "out"))
+    assert text.startswith(f"{tmp_path / 'hub'}: data.path is missing: expected a folder")
+
+
+def test_a_mended_study_is_not_another_one(
+    command: Command, study_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    complaint(command("run", study_file, "--out", out, "--set", "data.path=never.npz"))
+    complaint(command("run", study_file, "--out", out, "--set", "graph.k=59"))
+    assert command("graph", study_file, "--out", out).status == 0
+    assert read_study(out / "study.yaml") == read_study(study_file)
+
+
+@pytest.mark.parametrize(
+    ("columns", "labels", "message"),
+    [
+        ({"label_column": "class"}, [0, 1], "class: no such column: expected one of ['note', 'la"),
+        ({"image_column": "image"}, [0, 1], "image: no such column: expected one of ['note', 'la"),
+    ],
+)
+def test_a_parquet_file_without_the_column_is_refused(
+    command: Command,
+    study_file: Path,
+    tmp_path: Path,
+    columns: dict[str, str],
+    labels: list[int],
+    message: str,
+) -> None:
+    shard = tmp_path / "train-00000-of-00001.parquet"
+    write_shard(shard, [png(np.zeros((8, 8), np.uint8))] * 2, labels)
+    shutil.copy(shard, tmp_path / "test-00000-of-00001.parquet")
+    data = {"source": "parquet", "path": str(tmp_path), **columns}
+    text = complaint(command("run", changed(study_file, data=data), "--out", tmp_path / "out"))
+    assert text.startswith(f"{shard}: {message}")
+
+
+Y = tiny_arrays()["y_train"]
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"y_train": Y - 1}, "label: is out of range: expected 0 to 32767, got -1. Mend the lab"),
+        ({"y_val": np.full(25, 9)}, "label: is out of range: expected 0 to 2 as in the training"),
+        ({"y_train": Y[:-1]}, "label: does not fit the samples: expected 60 integers, got"),
+        ({"x_train": np.full((60, 1, 8, 8), np.nan)}, "x: is not finite: expected numbers, got Na"),
+    ],
+)
+def test_wrong_arrays_are_refused(
+    command: Command, study_file: Path, tmp_path: Path, arrays: dict[str, Any], message: str
+) -> None:
+    path = tiny_npz(tmp_path, **arrays)
+    text = complaint(command("run", study_file, "--out", tmp_path / "out"))
+    assert text.startswith(f"{path}: {message}")
+
+
+@pytest.mark.parametrize(("k", "split", "n"), [(60, "train", 60), (25, "val", 25)])
+def test_k_of_all_samples_or_more_is_refused(
+    command: Command, study_file: Path, tmp_path: Path, k: int, split: str, n: int
+) -> None:
+    text = complaint(command("run", study_file, "--out", tmp_path / "out", "--set", f"graph.k={k}"))
+    assert text == (
+        f"graph.k: is too large for the {split} split: expected less than its {n} samples, "
+        f"got {k}. Lower it."
+    )
+
+
+# -- a place that cannot be written --
+
+
+@pytest.mark.parametrize("below", ["file", "file/deeper"])
+def test_an_out_below_a_regular_file_is_refused(
+    command: Command, study_file: Path, tmp_path: Path, below: str
+) -> None:
+    (tmp_path / "file").write_text("regular")
+    text = complaint(command("run", study_file, "--out", tmp_path / below))
+    assert text.startswith(f"{tmp_path / below}/study.yaml: cannot be written: ")
+    assert text.endswith("Choose another folder with --out.")
+
+
+def test_an_out_of_no_known_kind_is_refused(command: Command, study_file: Path) -> None:
+    text = complaint(command("run", study_file, "--out", "ftp://host/folder"))
+    assert text.startswith("ftp://host/folder: cannot be opened as a file, s3 or gs URI: ")
+
+
+# -- another study's results --
+
+
+def test_a_changed_study_is_refused_with_its_keys(
+    command: Command, study_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    stages.open_results(read_study(study_file), place(out))
+    (out / "losses").mkdir()
+    before = (out / "study.yaml").read_bytes()
+    sets = ["--set", "training.lr=0.3", "--set", "graph.k=5", "--set", "report.bins=9"]
+    text = complaint(command("run", study_file, "--out", out, *sets))
+    assert text == (
+        f"{out}/study.yaml: the results there were made by another study: graph.k (was 4, now 5); "
+        "runs.only.training.lr (was 0.05, now 0.3). Choose another --out, or set these back."
+    )
+    assert (out / "study.yaml").read_bytes() == before
+
+
+# -- somebody else's losses --
+
+
+@pytest.fixture
+def given(tmp_path: Path) -> list[str]:
+    """Options that name losses and features of both splits."""
+    rng = np.random.default_rng(0)
+    options = []
+    for split, n in (("train", 20), ("val", 9)):
+        np.save(tmp_path / f"{split}.npy", rng.exponential(size=(2, n)))
+        np.save(tmp_path / f"x_{split}.npy", rng.normal(size=(n, 3)))
+        options += ["--losses", f"{split}={tmp_path}/{split}.npy"]
+        options += ["--features", f"{split}={tmp_path}/x_{split}.npy"]
+    return [*options, "--out", str(tmp_path / "out"), "--set", "graph.k=3"]
+
+
+def test_features_and_losses_of_different_length_are_refused(
+    command: Command, given: list[str], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x_val.npy", np.ones((8, 3)))
+    text = complaint(command("analyze", *given))
+    assert text.startswith(
+        f"{tmp_path}/val.npy: losses do not fit the features: expected 8 samples as in "
+        f"{tmp_path}/x_val.npy, got 9."
+    )
+
+
+def test_features_that_are_nan_are_refused(
+    command: Command, given: list[str], tmp_path: Path
+) -> None:
+    np.save(tmp_path / "x_train.npy", np.full((20, 3), np.nan))
+    text = complaint(command("analyze", *given))
+    assert text.startswith(f"{tmp_path}/x_train.npy: features of train are not finite: expected nu")
+
+
+def test_given_losses_with_too_large_a_k_are_refused(command: Command, given: list[str]) -> None:
+    text = complaint(command("analyze", *given[:-2], "--set", "graph.k=9"))
+    assert text.startswith("graph.k: is too large for the val split: expected less than its 9 sam")
+
+
+def test_given_losses_that_are_none_are_refused(
+    command: Command, given: list[str], tmp_path: Path
+) -> None:
+    (tmp_path / "val.npy").unlink()
+    text = complaint(command("analyze", *given))
+    assert text.startswith(f"{tmp_path}/val.npy: losses cannot be read: No such file or directory.")
+    np.save(tmp_path / "val.npy", np.ones(9))
+    text = complaint(command("analyze", *given))
+    assert text.startswith(f"{tmp_path}/val.npy: losses have a wrong shape: expected floats of (ep")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "analyze: needs either a STUDY or --losses"),
+        (["STUDY", "--losses", "x"], "analyze: needs either a STUDY or --losses"),
+        (["STUDY", "--features", "val=x"], "--features: has no use without --losses"),
+        (["--losses", "val=x.npy"], "--out: is missing"),
+        (["--losses", "test=x.npy", "--out", "o"], "--losses: 'test=x.npy' names no split: expect"),
+        (["--losses", "x", "--losses", "val=y", "--out", "o"], "--losses: 'x' names no split"),
+        (["--losses", "val=", "--out", "o"], "--losses: 'val=' is malformed or given twice"),
+        (
+            ["--losses", "val=x", "--losses", "val=y", "--out", "o"],
+            "--losses: 'val=y' is malformed",
+        ),
+        (["--losses", "a/b:val=x", "--out", "o"], "analyze: data.losses: 'a/b' is no safe file na"),
+        (["--losses", "val=x", "--features", "x", "--out", "o"], "--features: 'x' names no split"),
+        (["--losses", "no-folder", "--out", "o"], "FOLDER/no-folder: holds no loss table: expecte"),
+    ],
+)
+def test_malformed_losses_are_refused(
+    command: Command,
+    study_file: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    arguments: list[str],
+    message: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    arguments = [str(study_file) if text == "STUDY" else text for text in arguments]
+    text = complaint(command("analyze", *arguments))
+    assert text.startswith(message.replace("FOLDER", str(tmp_path)))
+
+
+def test_runs_splits_and_files_are_told_apart(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    texts = ["a:train=x.npy", "a:val=/y.npy", "val=b=c:d.npy"]
+    assert cli._given_losses(texts) == {
+        "a": {"train": f"{tmp_path}/x.npy", "val": "/y.npy"},
+        "run": {"val": f"{tmp_path}/b=c:d.npy"},
+    }
+    assert cli._given_losses(["folder"]) == f"{tmp_path}/folder"
+    assert cli._given_losses(["s3://bucket/losses"]) == "s3://bucket/losses"
+
+
+# -- what ends otherwise --
+
+
+def test_a_stage_that_needs_no_ray_ends_well(
+    command: Command, study_file: Path, tmp_path: Path
+) -> None:
+    ended = command("graph", study_file, "--out", tmp_path / "out")
+    assert (ended.status, ended.err) == (0, "")
+    assert f"{tmp_path}/out/graph" in ended.out
+    assert sorted(path.name for path in (tmp_path / "out/graph").iterdir()) == [
+        "train.npz",
+        "val.npz",
+    ]
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+    assert command("graph", study_file, "--out", tmp_path / "out").status == 0
+    assert files == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").rglob("*")}
+
+
+def test_results_go_by_default_where_the_study_says(
+    command: Command, study_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert command("graph", "study.yaml").status == 0
+    assert (tmp_path / "results/study/graph/val.npz").exists()
+
+
+def test_what_went_wrong_is_told_with_status_1(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problem = "run [bold]: training failed: " + "long " * 30
+    monkeypatch.setattr(stages, "run_stages", lambda session, names: [problem])
+    ended = command("run", study_file)
+    assert ended.status == 1
+    assert f"failed: {problem.strip()}" in ended.out
+
+
+def test_an_interrupted_command_says_how_to_go_on(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(session: Any, names: Any) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+    monkeypatch.setattr(stages, "run_stages", interrupted)
+    ended = command("run", study_file, "--set", "report.title=a b")
+    assert ended.status == 130
+    assert f"lltopo run {study_file} --set 'report.title=a b'" in ended.out
+    assert "Traceback" not in ended.out + ended.err
+
+
+def test_another_failure_is_no_wrong_input(
+    study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def failing(session: Any, names: Any) -> None:
+        raise RuntimeError("a bug")
+
+    monkeypatch.setattr(stages, "run_stages", failing)
+    monkeypatch.setattr(sys, "argv", ["lltopo", "run", str(study_file)])
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        with pytest.raises(RuntimeError, match="a bug"):
+            cli.main()
+    finally:
+        signal.signal(signal.SIGTERM, handler)
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["analyze", "--help"]])
+def test_help_teaches(command: Command, arguments: list[str]) -> None:
+    ended = command(*arguments)
+    assert ended.status == 0
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", ended.out)
+    expected = {"--help": "jobs/quickstart.yaml", "run": "--set", "analyze": "--losses"}
+    assert expected[arguments[0]] in plain
+
+
+def test_a_real_process_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", "from lltopo.cli import main; main()", "run", "never.yaml"],
+        cwd=tmp_path,
+        env={"PYTHONPATH": str(Path(lltopo.__file__).parents[1]), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr == (
+        "lltopo: never.yaml: cannot be read: No such file or directory. "
+        "Give the path of a study file.\n"
+    )
+
+
+def test_a_loss_table_of_a_folder_without_the_column_is_refused(
+    command: Command, given: list[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "theirs/run=r/split=train/epoch=00001/part-0.parquet"
+    table.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"sample": range(20), "value": [0.0] * 20}), table)
+    options = ["--losses", str(tmp_path / "theirs"), *given[2:4], *given[8:]]
+    text = complaint(command("analyze", *options))
+    assert text.startswith(f"{table}: loss: no such column: expected ['sample', 'loss', ")
