@@ -13,7 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lltopo.graph import Graph, nearest_neighbours, neighbour_recall
+from lltopo.graph import Graph, neighbour_graph
+from lltopo.neighbours import nearest_neighbours, neighbour_recall, search_method
 from lltopo.storage import Place, exists, read_bytes, write_bytes
 
 
@@ -45,12 +46,13 @@ def made_graph(
     progress
         Told the fraction done.
     """
-    neighbours = nearest_neighbours(features, k, method, progress)
-    n = len(neighbours.indices)
-    sources = np.repeat(np.arange(n), k)
-    graph = Graph.from_edges(n, np.column_stack([sources, neighbours.indices.ravel()]))
+    search = search_method(features.shape, method)
+    neighbours = nearest_neighbours(features, k, search, progress)
+    graph = neighbour_graph(neighbours.indices)
+    exact = search == "exact"
     measured = {
-        "recall": neighbour_recall(features, neighbours.indices),
+        "search": search,
+        "recall": 1.0 if exact else neighbour_recall(features, neighbours.indices),
         "n_vertices": graph.n_vertices,
         "n_edges": graph.n_edges,
         "n_components": graph.n_components,

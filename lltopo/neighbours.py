@@ -74,15 +74,28 @@ def nearest_neighbours(
         As for `knn_graph`.
     """
     rows = _feature_rows(features, k)
-    n, d = rows.shape
+    report = progress or _no_progress
+    if search_method(rows.shape, method) == "exact":
+        return _exact_neighbours(rows, k, report)
+    return _descent_neighbours(rows, k, report)
+
+
+def search_method(shape: tuple[int, ...], method: str) -> str:
+    """Return the search, ``exact`` or ``nndescent``, that `method` means for (n, d) features.
+
+    Raises
+    ------
+    InputError
+        If the method is none of auto, exact and nndescent.
+    """
+    n, d = shape
     if method not in ("auto", "exact", "nndescent"):
         raise InputError(
             f"method: unknown: expected auto, exact or nndescent, got {method!r}. Name one of them."
         )
-    report = progress or _no_progress
-    if method == "exact" or (method == "auto" and float(n) * n * d <= EXACT_WITHIN):
-        return _exact_neighbours(rows, k, report)
-    return _descent_neighbours(rows, k, report)
+    if method == "auto":
+        return "exact" if float(n) * n * d <= EXACT_WITHIN else "nndescent"
+    return method
 
 
 def neighbour_recall(

@@ -143,7 +143,14 @@ def exists(target: Place) -> bool:
 
 
 def files_below(folder: Place) -> list[str]:
-    """List all files below a folder, relative to it and sorted; none where there is no folder."""
+    """List all files below a folder, relative to it and sorted; none where there is no folder.
+
+    A file that is being written is absent as yet.
+    """
+    return [name for name in _all_below(folder) if not name.endswith(_PARTIAL)]
+
+
+def _all_below(folder: Place) -> list[str]:
     root = folder.path.rstrip("/") + "/"
     if folder.filesystem.get_file_info(folder.path).type == pafs.FileType.File:
         return []
@@ -166,7 +173,7 @@ def remove(target: Place) -> None:
 
 def remove_partial_files(folder: Place) -> None:
     """Clear away what a killed process left half written."""
-    for name in files_below(folder) if folder.is_local else []:
+    for name in _all_below(folder) if folder.is_local else []:
         if name.endswith(_PARTIAL):
             remove(folder / name)
 

@@ -18,6 +18,10 @@ from lltopo.errors import InputError
 from lltopo.graph import Graph, knn_graph, nearest_neighbours, neighbour_recall
 
 COMPILED = os.environ.get("NUMBA_DISABLE_JIT", "0") == "0"
+CHECKED = os.environ.get("NUMBA_BOUNDSCHECK", "0") == "1"
+DESCENT = pytest.mark.skipif(
+    not COMPILED or CHECKED, reason="pynndescent compiles for half a minute, and only as it is"
+)
 N = 400 if COMPILED else 40
 RNG = np.random.default_rng(3)
 
@@ -221,7 +225,7 @@ def test_wrong_features_are_refused(rows: np.ndarray, k: int, method: str, reaso
 # -- approximate nearest neighbours --
 
 
-@pytest.mark.skipif(not COMPILED, reason="pynndescent needs compiled code")
+@DESCENT
 def test_nn_descent_is_seeded_and_almost_exact() -> None:
     rows = RNG.normal(size=(1500, 24))
     first, second = (nearest_neighbours(rows, 15, "nndescent") for _ in range(2))
@@ -234,7 +238,7 @@ def test_nn_descent_is_seeded_and_almost_exact() -> None:
     assert (np.diff(first.distances, axis=1) >= 0).all()
 
 
-@pytest.mark.skipif(not COMPILED, reason="pynndescent needs compiled code")
+@DESCENT
 @pytest.mark.parametrize("scale", [0, 1e60])
 def test_nn_descent_leaves_no_row_short(scale: float) -> None:
     rows = scale * features(n=200, d=4)
@@ -245,7 +249,7 @@ def test_nn_descent_leaves_no_row_short(scale: float) -> None:
     assert np.isfinite(found.distances).all()
 
 
-@pytest.mark.skipif(not COMPILED, reason="pynndescent needs compiled code")
+@DESCENT
 def test_auto_is_exact_until_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = features(n=60, d=3, high=3)
     assert np.array_equal(nearest_neighbours(rows, 5).indices, brute_force_neighbours(rows, 5))

@@ -20,7 +20,15 @@ from lltopo.ingestion import (
 from lltopo.storage import place
 from lltopo.study import LossesData
 from lltopo.study_files import resolved_study
-from lltopo.tables import Field, LossTable, metrics_file, read_losses, read_table, write_losses
+from lltopo.tables import (
+    Field,
+    LossTable,
+    fields_in,
+    metrics_file,
+    read_losses,
+    read_table,
+    write_losses,
+)
 
 RNG = np.random.default_rng(3)
 N_TRAIN, N_VAL = 30, 12
@@ -60,11 +68,15 @@ def times(folder: Path) -> dict[Path, int]:
 # -- fields and tables --
 
 
-def test_row_0_is_epoch_1_unless_said_otherwise(files: dict[str, str]) -> None:
+def test_row_0_is_epoch_1_unless_said_otherwise(files: dict[str, str], tmp_path: Path) -> None:
     expected = [Field("mine", split, epoch) for split in ("train", "val") for epoch in (1, 2, 3)]
     assert given_fields(losses_data(files)) == expected
     moved = given_fields(losses_data(files, first_epoch=0))
     assert [field.epoch for field in moved] == [0, 1, 2, 0, 1, 2]
+    record(losses_data(files, first_epoch=0), tmp_path / "out")
+    assert fields_in(place(tmp_path / "out/losses")) == moved
+    first = read_losses(place(tmp_path / "out/losses"), Field("mine", "train", 0)).loss
+    np.testing.assert_array_equal(first, ARRAYS["train"][0])
 
 
 def test_given_losses_become_tables_and_metrics(files: dict[str, str], tmp_path: Path) -> None:

@@ -102,6 +102,7 @@ def test_a_file_appears_only_under_its_whole_content(
     replace = Path.replace
 
     def watched(self: Path, target: Path) -> Path:
+        assert files_below(place(tmp_path)) == []
         seen.append((self.name, self.parent == target.parent, self.read_bytes(), target.exists()))
         return replace(self, target)
 
@@ -120,8 +121,10 @@ def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / ".part-0.parquet.0123.partial").write_bytes(b"x")
     (tmp_path / "a" / "part-0.parquet").write_bytes(b"x")
-    remove_partial_files(place(tmp_path))
+    # it counts as absent before, too: its process may be writing still
     assert files_below(place(tmp_path)) == ["a/part-0.parquet"]
+    remove_partial_files(place(tmp_path))
+    assert os.listdir(tmp_path / "a") == ["part-0.parquet"]
 
 
 @pytest.mark.parametrize("below", ["file", "file/deeper", "file/deeper/still"])
