@@ -29,7 +29,7 @@ Floats = NDArray[np.float64]
 
 COST_BITS = 56  # potentials may take four more
 ARCS_PER_POINT = 6  # that each point finds in a round, the most wasteful ones
-NEGLIGIBLE_BITS = 40  # a bound of rounding this far below the distance's power is enough
+NEGLIGIBLE_BITS = 39  # a bound of rounding this far below the power of the distance is enough
 WAY_CUT = 1.01  # times the limit's power, which no matching with such a way stays below,
 PAIR_CUT = 3.0  # and more than two ways, so that no price ever calls for such a pair
 

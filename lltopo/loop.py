@@ -118,9 +118,7 @@ def train_epoch(
         state.optimizer.step()
 
 
-def recorded_losses(
-    state: State, split: Resident, training: Training, worker: Worker
-) -> LossTable:
+def recorded_losses(state: State, split: Resident, training: Training, worker: Worker) -> LossTable:
     """The loss of every sample in sample order, the same bits for any number of workers.
 
     Whole batches of ``eval_batch_size`` are dealt to the workers in runs, at rank 0's buffers.
