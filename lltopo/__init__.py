@@ -20,7 +20,13 @@ if TYPE_CHECKING:
         persistence_pairs,
         total_persistence,
     )
-    from lltopo.distances import bottleneck_distance, optimal_matching, wasserstein_distance
+    from lltopo.distances import (
+        bottleneck_distance,
+        distance_matrix,
+        dual_potentials,
+        optimal_matching,
+        wasserstein_distance,
+    )
     from lltopo.errors import InputError
     from lltopo.graph import Graph, knn_graph
     from lltopo.recorder import LossRecorder
@@ -35,6 +41,8 @@ _HOME = {
     "as_ascending": "diagrams",
     "bottleneck_distance": "distances",
     "contour_tree": "trees",
+    "distance_matrix": "distances",
+    "dual_potentials": "distances",
     "join_tree": "trees",
     "knn_graph": "graph",
     "optimal_matching": "distances",
@@ -52,6 +60,8 @@ __all__ = [
     "as_ascending",
     "bottleneck_distance",
     "contour_tree",
+    "distance_matrix",
+    "dual_potentials",
     "join_tree",
     "knn_graph",
     "optimal_matching",

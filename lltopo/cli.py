@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from lltopo.errors import InputError
+from lltopo.errors import InputError, VerificationError
 from lltopo.progress import shown_progress
 from lltopo.storage import Place, place
 from lltopo.study import SPLITS, Study
@@ -127,6 +127,9 @@ def main() -> NoReturn:
         status = app(standalone_mode=False)
     except InputError as error:
         _refuse(str(error))
+    except VerificationError as error:
+        print("lltopo:", error, file=sys.stderr)
+        sys.exit(1)
     except typer.TyperException as error:
         _refuse(error.format_message() and f"{error.format_message()} See lltopo --help.")
     sys.exit(status)

@@ -11,5 +11,9 @@ class InputError(ValueError):
     """
 
 
+class VerificationError(RuntimeError):
+    """Other people's code finds otherwise than what was computed here: the study has failed."""
+
+
 class TransientError(RuntimeError):
     """A passing fault (a store that does not answer, say): the same work may be tried again."""

@@ -21,6 +21,7 @@ from lltopo.analysis import (
     series_digest,
 )
 from lltopo.correlations import correlation_rows
+from lltopo.errors import VerificationError
 from lltopo.fanout import Call, cluster_total, fan_out
 from lltopo.ingestion import losses_folder
 from lltopo.recorder import split_metrics
@@ -65,7 +66,12 @@ def write_series(
     Returns
     -------
     list of str
-        What failed or disagreed, a line each; after a disagreement nothing is written.
+        What failed, a line each; those fields are tried again by the next run.
+
+    Raises
+    ------
+    VerificationError
+        Where other people's code disagrees; nothing is then written.
     """
     analysis = study.analysis
     failures = dict(findings.failures)
@@ -83,7 +89,7 @@ def write_series(
     verified = chosen_fields(sorted(findings.metadata), analysis.verify)
     wrong = list(_disagreements(out, study, verified, rows, made))
     if wrong:
-        return [f"verification: {line}" for line in wrong]
+        raise VerificationError("verification: " + "; ".join(wrong))
     for field, reason in failures.items():
         rows += failed_rows(field, reason, analysis)
     runs = list(dict.fromkeys([*study.runs, *(field.run for field in findings.fields)]))
@@ -95,7 +101,9 @@ def write_series(
     tables.write_table(out / "correlations.parquet", correlations, tables.CORRELATIONS)
     if contours:
         tables.write_table(out / "contours.parquet", contours, tables.CONTOURS)
-    stamp = {"inputs": series_digest(findings.metadata, analysis), "verified": str(len(verified))}
+    stamp = {"verified": str(len(verified))}
+    if not failures:
+        stamp["inputs"] = series_digest(findings.metadata, analysis)
     tables.write_table(out / "series.parquet", rows, tables.SERIES, stamp)
     return [
         f"{field.run}, {field.split}, epoch {field.epoch}: {reason}"

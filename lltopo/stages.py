@@ -6,11 +6,14 @@ finished study is found finished without Ray being started.
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any, NamedTuple
+
+import numpy as np
 
 from lltopo.analysis import current_metadata, write_field_diagrams
 from lltopo.data import graph_features, load_data
@@ -74,6 +77,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
     problems: list[str] = []
     graphs = make_graphs(session) if {"graph", "analyze"} & set(stages) else {}
     to_train = unfinished_runs(study, out) if "train" in stages else []
+    if to_train and not graphs and not isinstance(study.data, LossesData):
+        load_data(study.data)  # wrong data is refused here, not by every worker
     findings = None
     if "analyze" in stages:
         findings = known_findings(session, graphs, to_train)
@@ -315,7 +320,9 @@ def _splits(study: Study) -> list[str]:
 
 def _features_origin(study: Study, split: str) -> dict[str, Any]:
     if isinstance(study.data, LossesData):
-        return {"data": {"source": "losses", "features": study.data.features.get(split)}}  # type: ignore[call-overload]
+        features = given_features(study.data, split)
+        digest = hashlib.sha256(np.ascontiguousarray(features).view(np.uint8)).hexdigest()
+        return {"data": {"source": "losses", "features": digest}}
     return {"data": study.data.model_dump(mode="json", exclude={"mean", "std"})}
 
 

@@ -279,8 +279,8 @@ class Study(Section):
 def changed_keys(before: Study, after: Study) -> list[str]:
     """List the keys that made results and in which two studies differ.
 
-    A rerun may change ``report``, ``resources`` and ``analysis.verify``, and may add runs or
-    epochs; these are not listed.
+    A rerun may change ``report``, ``resources``, ``analysis.verify`` and which checkpoints are
+    kept, and may add runs or epochs; these are not listed.
 
     Parameters
     ----------
@@ -299,7 +299,8 @@ def changed_keys(before: Study, after: Study) -> list[str]:
     for key in sorted(old.keys() | new.keys()):
         was, now = old.get(key), new.get(key)
         grown = key.endswith(".training.epochs") and isinstance(was, int) and was < (now or 0)
-        if was != now and not grown and not key.startswith((*free, *added)):
+        kept = key.endswith(".training.keep_checkpoints")
+        if was != now and not (grown or kept or key.startswith((*free, *added))):
             changed.append(f"{key} (was {was!r}, now {now!r})")
     return changed
 

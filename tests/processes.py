@@ -1,4 +1,4 @@
-"""Real ``lltopo`` processes for the tests: started, watched, killed, and compared by their files."""
+"""Real ``lltopo`` processes for the tests: started, watched, killed, their files compared."""
 
 from __future__ import annotations
 

@@ -19,7 +19,20 @@ from tiny import tiny_arrays
 import lltopo
 
 PACKAGE = Path(lltopo.__file__).parent
-KERNELS = ("graph", "trees", "diagrams", "distances")
+KERNELS = (
+    "arrays",
+    "assignment",
+    "bottleneck",
+    "contour",
+    "diagrams",
+    "distances",
+    "graph",
+    "lengths",
+    "neighbours",
+    "network_simplex",
+    "transport",
+    "trees",
+)
 KNOW_RAY = {"training", "fanout", "submission"}
 KNOW_TORCH = {"checkpoints", "evaluation", "graph_torch", "jump", "loop", "surface", "training"}
 DRAW = {"figures", "heatmaps", "plates", "slider"}
