@@ -171,6 +171,11 @@ def set_up_torch(training: Training) -> None:
     torch.backends.cudnn.benchmark = not training.deterministic
 
 
+def check_run(run: Run, data: DataSet) -> None:
+    """Raise an InputError unless the run's model and settings fit the data."""
+    initial_state(run, data, Worker(0, 1, torch.device("cpu")))
+
+
 def initial_state(run: Run, data: DataSet, worker: Worker) -> State:
     """The network before training, on its device, and its optimizer."""
     training = run.training

@@ -16,11 +16,14 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
+Notify = Callable[[str, int, int, str], None]
+"""Called with a job's name, how much of it is done, how much there is, and a note."""
+
 _LINE_SECONDS = 10.0
 
 
 @contextmanager
-def shown_progress(console: Console) -> Iterator[Callable[[str, int, int, str], None]]:
+def shown_progress(console: Console) -> Iterator[Notify]:
     """A function to be told of (job, done, of, note), which shows it until the block ends."""
     if not console.is_terminal:
         yield _lines(console)
@@ -36,7 +39,7 @@ def shown_progress(console: Console) -> Iterator[Callable[[str, int, int, str], 
         yield _bars(progress)
 
 
-def _bars(progress: Progress) -> Callable[[str, int, int, str], None]:
+def _bars(progress: Progress) -> Notify:
     bars: dict[str, TaskID] = {}
 
     def show(job: str, done: int, of: int, note: str) -> None:
@@ -47,7 +50,7 @@ def _bars(progress: Progress) -> Callable[[str, int, int, str], None]:
     return show
 
 
-def _lines(console: Console) -> Callable[[str, int, int, str], None]:
+def _lines(console: Console) -> Notify:
     last: dict[str, float] = {}
 
     def show(job: str, done: int, of: int, note: str) -> None:

@@ -6,27 +6,20 @@ finished study is found finished without Ray being started.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
-import numpy as np
-
 from lltopo.analysis import current_metadata, write_field_diagrams
-from lltopo.data import graph_features, load_data
+from lltopo.data import load_data
 from lltopo.errors import InputError
 from lltopo.fanout import Call, cluster_total, fan_out, ray_session, shared
-from lltopo.graph_files import MadeGraph, graph_file, made_graph, read_graph, write_graph
-from lltopo.ingestion import (
-    check_lengths,
-    given_features,
-    given_fields,
-    losses_folder,
-    record_given_losses,
-)
+from lltopo.graph_files import MadeGraph
+from lltopo.graphs import check_k, known_graphs, study_splits, write_new_graph
+from lltopo.ingestion import given_fields, losses_folder, record_given_losses
+from lltopo.progress import Notify
 from lltopo.reduction import Findings, series_is_current, write_series
 from lltopo.storage import (
     Place,
@@ -40,9 +33,6 @@ from lltopo.storage import (
 from lltopo.study import SPLITS, LossesData, Study, changed_keys
 from lltopo.study_files import parsed_study, study_yaml
 from lltopo.tables import Field, complete_epochs, is_complete, metrics_file, read_table
-
-Notify = Callable[[str, int, int, str], None]
-"""Called with a job's name, how much of it is done, how much there is, and a note."""
 
 Futures = Mapping[str, "Future[None]"]
 
@@ -74,11 +64,9 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
     """
     study, out, _ = session
     open_results(study, out)
-    problems: list[str] = []
-    graphs = make_graphs(session) if {"graph", "analyze"} & set(stages) else {}
     to_train = unfinished_runs(study, out) if "train" in stages else []
-    if to_train and not graphs and not isinstance(study.data, LossesData):
-        load_data(study.data)  # wrong data is refused here, not by every worker
+    graphs = _prepared(session, to_train, needs_graphs=bool({"graph", "analyze"} & set(stages)))
+    problems: list[str] = []
     findings = None
     if "analyze" in stages:
         findings = known_findings(session, graphs, to_train)
@@ -121,26 +109,28 @@ def open_results(study: Study, out: Place) -> None:
         write_bytes(target, content)
 
 
-def make_graphs(session: Session) -> dict[str, MadeGraph]:
-    """The graph of every split, built and written where it is not yet there."""
+def _prepared(
+    session: Session, to_train: Sequence[str], *, needs_graphs: bool
+) -> dict[str, MadeGraph]:
+    """The study's graphs where they are needed, made where they are not yet there.
+
+    What would go wrong in every worker is found here first: wrong data, a model that does not fit.
+    """
     study, out, notify = session
-    if isinstance(study.data, LossesData):
-        check_lengths(study.data)
-    graphs = {}
+    splits = study_splits(study) if needs_graphs else []
+    graphs = known_graphs(study, out, splits)
+    missing = [split for split in splits if split not in graphs]
+    fresh = [name for name in to_train if not complete_epochs(out, name, SPLITS)]
     data = None
-    for split in _splits(study):
-        origin = {**_features_origin(study, split), **study.graph.model_dump(mode="json")}
-        made = read_graph(graph_file(out, split))
-        if made is None or not origin.items() <= made.made.items():
-            if isinstance(study.data, LossesData):
-                features = given_features(study.data, split)
-            else:
-                data = data or load_data(study.data)
-                features = graph_features(data.split(split).x, study.graph.features)
-            made = _new_graph(session, split, features, origin)
-            write_graph(graph_file(out, split), made)
-            notify(f"graph {split}", 1000, 1000, f"{made.graph.n_edges:,} edges")
-        graphs[split] = made
+    if not isinstance(study.data, LossesData) and (missing or fresh):
+        data = load_data(study.data)
+        check_k(study, {split: len(data.split(split).y) for split in missing})
+        for name in fresh:
+            from lltopo.loop import check_run
+
+            check_run(study.runs[name], data)
+    for split in missing:
+        graphs[split] = write_new_graph(study, out, split, data, notify)
     return graphs
 
 
@@ -310,31 +300,3 @@ def _trained_fields(study: Study, out: Place, to_train: Sequence[str]) -> list[F
             f"{out}: holds no losses of this study yet. Train it first: lltopo train or lltopo run."
         )
     return fields
-
-
-def _splits(study: Study) -> list[str]:
-    if isinstance(study.data, LossesData):
-        return sorted({field.split for field in given_fields(study.data)})
-    return list(SPLITS)
-
-
-def _features_origin(study: Study, split: str) -> dict[str, Any]:
-    if isinstance(study.data, LossesData):
-        features = given_features(study.data, split)
-        digest = hashlib.sha256(np.ascontiguousarray(features).view(np.uint8)).hexdigest()
-        return {"data": {"source": "losses", "features": digest}}
-    return {"data": study.data.model_dump(mode="json", exclude={"mean", "std"})}
-
-
-def _new_graph(session: Session, split: str, features: Any, origin: Mapping[str, Any]) -> MadeGraph:
-    graph = session.study.graph
-    if graph.k >= len(features):
-        raise InputError(
-            f"graph.k: is too large for the {split} split: expected less than its "
-            f"{len(features)} samples, got {graph.k}. Lower it."
-        )
-
-    def tell(done: float) -> None:
-        session.notify(f"graph {split}", int(1000 * done), 1000, "")
-
-    return made_graph(features, graph.k, graph.method, origin, tell)

@@ -38,8 +38,7 @@ def training_runs(
     Yields
     ------
     mapping
-        Each run's future, which ends when the run does; an :class:`InputError` of a worker is
-        raised as such.
+        Each run's future, which ends when the run does.
     """
     pool = ThreadPoolExecutor(parallel_runs(study, names), thread_name_prefix="train")
     try:
@@ -74,7 +73,7 @@ def _fit(study: Study, out: Place, name: str, state: Place) -> None:
     if _uses_gpu():
         needs["GPU"] = study.resources.gpus_per_worker
     trainer = ray.train.torch.TorchTrainer(
-        _train_worker,  # type: ignore[arg-type]  # what it returns is Result.return_value
+        _train_worker,
         train_loop_config={"study": study.model_dump(mode="json"), "run": name, "out": out},
         scaling_config=ray.train.ScalingConfig(
             num_workers=training.workers, use_gpu=_uses_gpu(), resources_per_worker=needs
@@ -87,14 +86,10 @@ def _fit(study: Study, out: Place, name: str, state: Place) -> None:
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
-    wrong_input = trainer.fit().return_value  # type: ignore[attr-defined]
-    if wrong_input is not None:
-        raise InputError(wrong_input)
+    trainer.fit()
 
 
-def _train_worker(config: dict[str, Any]) -> str | None:
-    """Train one run; what is wrong with its input, which is returned, for Train would try a
-    worker that raises again."""
+def _train_worker(config: dict[str, Any]) -> None:
     # cuBLAS is deterministic only with a fixed workspace, chosen before its first use
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from lltopo.data import load_data
@@ -106,8 +101,4 @@ def _train_worker(config: dict[str, Any]) -> str | None:
     worker = Worker(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     )
-    try:
-        train_run(study, config["run"], load_data(study.data), config["out"], worker)
-    except InputError as error:
-        return str(error)
-    return None
+    train_run(study, config["run"], load_data(study.data), config["out"], worker)

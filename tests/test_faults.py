@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import shutil
 import signal
+import subprocess
 import time
 from pathlib import Path
 
@@ -28,12 +30,17 @@ from processes import (
     workers,
 )
 
-EPOCHS = 10
+from lltopo.analysis import write_field_diagrams
+from lltopo.graph_files import graph_file, read_graph
+from lltopo.storage import place
+from lltopo.tables import fields_in
+
+EPOCHS = 12
 STUDY = {
     "data": {"source": "digits"},
     "graph": {"k": 8},
     "model": {"name": "wideresnet", "depth": 16, "widen_factor": 1},
-    "training": {"epochs": EPOCHS, "batch_size": 64, "milestones": [6], "eval_batch_size": 200},
+    "training": {"epochs": EPOCHS, "batch_size": 64, "milestones": [7], "eval_batch_size": 200},
     "runs": {"large": {"training": {"lr": 0.1}}, "small": {"training": {"lr": 0.01}}},
     "analysis": {"order": [1, 2], "contour": True, "verify": 3},
     # two for the runs, one to spare for the diagrams
@@ -75,9 +82,28 @@ def at_work(out: Path) -> bool:
     return all(1 <= n_tables(out, name) < EPOCHS for name in STUDY["runs"])
 
 
-def epochs_written_again(before: Snapshot, after: Snapshot, run_name: str) -> set[str]:
-    names = [n for n in rewritten(before, after) if n.startswith(f"losses/run={run_name}/")]
-    return {name.split("/")[3] for name in names}
+def wait_for_another_epoch(out: Path, process: subprocess.Popen[bytes]) -> None:
+    seen = {name: n_tables(out, name) for name in STUDY["runs"]}
+    wait_until(lambda: any(n_tables(out, name) > seen[name] for name in seen), process)
+
+
+def assert_only_unfinished_work_again(before: Snapshot, after: Snapshot) -> None:
+    """At most one epoch of each run was trained again, no finished field computed again."""
+    again = rewritten(before, after)
+    for run_name in STUDY["runs"]:
+        tables = [name for name in again if name.startswith(f"losses/run={run_name}/")]
+        assert len({name.split("/")[3] for name in tables}) <= 1, tables
+    assert finished_fields(before, again) == []
+
+
+def finished_fields(before: Snapshot, names: list[str]) -> list[str]:
+    """Those diagrams whose field had both its trees' before."""
+    diagrams = [name for name in names if name.startswith("diagrams")]
+    return [n for n in diagrams if {swap(n, "join"), swap(n, "split")} <= before.content.keys()]
+
+
+def swap(name: str, tree: str) -> str:
+    return re.sub(r"/tree=\w+/", f"/tree={tree}/", name)
 
 
 def test_study_runs_side_by_side_with_its_analysis(undisturbed: Path) -> None:
@@ -106,57 +132,42 @@ def test_rerun_of_a_finished_study_changes_no_file(study: Path, undisturbed: Pat
     assert time.monotonic() - started < 60
 
 
-def test_killed_training_worker(study: Path, undisturbed: Path) -> None:
-    out, log = study.parent / "worker", study.parent / "worker.log"
-    process = start(["run", str(study), "--out", str(out)], log)
-    wait_until(lambda: at_work(out), process)
-    time.sleep(random.uniform(0.0, 1.0))
-    assert at_work(out)
-    victims = workers(process, "RayTrainWorker")
-    assert len(victims) == 2
-    before = snapshot(out, *RESULTS)
-    victims[random.randrange(2)].kill()
-    finish(process, log)
-    after = snapshot(out, *RESULTS)
-    for name in STUDY["runs"]:
-        assert len(epochs_written_again(before, after, name)) <= 1
-    assert [n for n in rewritten(before, after) if n.startswith("diagrams")] == []
-    assert_same_results(out, undisturbed)
-
-
-def test_killed_driver_then_interrupted_one(study: Path, undisturbed: Path) -> None:
-    out, log = study.parent / "driver", study.parent / "driver.log"
+def test_interrupted_killed_and_wounded_study_ends_the_same(study: Path, undisturbed: Path) -> None:
+    out, log = study.parent / "disturbed", study.parent / "disturbed.log"
     command = ["run", str(study), "--out", str(out)]
-    process = start(command, log)
-    wait_until(lambda: at_work(out), process)
-    time.sleep(random.uniform(0.0, 0.5))
-    assert at_work(out)
-    kill_driver(process)
-    killed = snapshot(out, *RESULTS)
 
     process = start(command, log)
-    seen = {name: n_tables(out, name) for name in STUDY["runs"]}
-    wait_until(lambda: any(n_tables(out, n) > seen[n] for n in seen), process)
+    wait_until(lambda: at_work(out), process)
     process.send_signal(signal.SIGINT)
     finish(process, log, status=130)
     assert "go on with" in log.read_text()
     interrupted = snapshot(out, *RESULTS)
 
-    run(command, log)
-    after = snapshot(out, *RESULTS)
-    for before, later in ((killed, interrupted), (interrupted, after)):
-        for name in STUDY["runs"]:
-            assert len(epochs_written_again(before, later, name)) <= 1
-        assert [n for n in rewritten(before, later) if n.startswith("diagrams")] == []
+    process = start(command, log)
+    wait_for_another_epoch(out, process)
+    time.sleep(random.uniform(0.0, 0.3))
+    assert at_work(out)
+    kill_driver(process)
+    killed = snapshot(out, *RESULTS)
+    assert_only_unfinished_work_again(interrupted, killed)
+
+    process = start(command, log)
+    wait_for_another_epoch(out, process)
+    time.sleep(random.uniform(0.0, 0.3))
+    assert at_work(out)
+    victims = workers(process, "RayTrainWorker")
+    assert len(victims) == 2
+    wounded = snapshot(out, *RESULTS)
+    victims[random.randrange(2)].kill()
+    finish(process, log)
+    assert_only_unfinished_work_again(killed, wounded)
+    assert_only_unfinished_work_again(wounded, snapshot(out, *RESULTS))
     assert_same_results(out, undisturbed)
 
 
 def test_damaged_files_are_made_again(study: Path, undisturbed: Path) -> None:
     out = study.parent / "damaged"
     shutil.copytree(undisturbed, out)
-    # from this table on the run is trained again; its diagrams are as good as before
-    table = out / "losses/run=large/split=val/epoch=00007/part-0.parquet"
-    os.truncate(table, table.stat().st_size // 2)
     diagram = out / "diagrams/run=small/split=train/tree=join/epoch=00003/part-0.parquet"
     diagram.write_bytes(diagram.read_bytes()[:100])
     (out / "graph/val.npz").write_bytes(b"PK\x03\x04 cut short")
@@ -189,12 +200,10 @@ def test_killed_analysis_worker(tmp_path: Path) -> None:
     n, epochs = 3000, 24
     np.save(tmp_path / "features.npy", random_.normal(size=(n, 4)).astype(np.float32))
     np.save(tmp_path / "losses.npy", random_.gamma(1.0, size=(epochs, n)).astype(np.float32))
+    out, log = tmp_path / "out", tmp_path / "log"
     arguments = ["analyze", "--losses", f"val={tmp_path}/losses.npy", "--features"]
-    arguments += [f"val={tmp_path}/features.npy", "--set", "analysis.contour=true", "--out"]
-    undisturbed, out, log = tmp_path / "undisturbed", tmp_path / "killed", tmp_path / "log"
-    run([*arguments, str(undisturbed)], log)
-
-    process = start([*arguments, str(out)], log)
+    arguments += [f"val={tmp_path}/features.npy", "--set", "analysis.contour=true"]
+    process = start([*arguments, "--out", str(out)], log)
     victims = []
 
     def caught() -> bool:
@@ -209,7 +218,11 @@ def test_killed_analysis_worker(tmp_path: Path) -> None:
     victims[0].kill()
     finish(process, log)
     after = snapshot(out, "diagrams")
-    assert rewritten(before, after) == []
-    assert after.content == snapshot(undisturbed, "diagrams").content
-    for name in ("series.parquet", "contours.parquet"):
-        assert (out / name).read_bytes() == (undisturbed / name).read_bytes()
+    assert finished_fields(before, rewritten(before, after)) == []
+    undisturbed = place(tmp_path / "undisturbed")
+    made = read_graph(graph_file(place(out), "val"))
+    for field in fields_in(place(out / "losses")):
+        write_field_diagrams(place(out / "losses"), undisturbed, field, made, True)
+    assert after.content == snapshot(tmp_path / "undisturbed", "diagrams").content
+    assert len(after.content) == 2 * epochs
+    assert len(pq.read_table(out / "series.parquet")) == 2 * epochs

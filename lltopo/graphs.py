@@ -1,0 +1,84 @@
+"""The graphs of a study: what they are made of, and making those that are not there yet."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lltopo.data import DataSet, graph_features
+from lltopo.errors import InputError
+from lltopo.graph_files import MadeGraph, graph_file, made_graph, read_graph, write_graph
+from lltopo.ingestion import check_lengths, given_features, given_fields
+from lltopo.progress import Notify
+from lltopo.storage import Place
+from lltopo.study import SPLITS, LossesData, Study
+
+
+def study_splits(study: Study) -> list[str]:
+    """Return the splits that a study has losses of."""
+    if isinstance(study.data, LossesData):
+        check_lengths(study.data)
+        return sorted({field.split for field in given_fields(study.data)})
+    return list(SPLITS)
+
+
+def known_graphs(study: Study, out: Place, splits: Sequence[str]) -> dict[str, MadeGraph]:
+    """Read the graphs that are there, whole, and made of what the study says."""
+    found = {split: read_graph(graph_file(out, split)) for split in splits}
+    return {
+        split: made
+        for split, made in found.items()
+        if made is not None and _origin(study, split).items() <= made.made.items()
+    }
+
+
+def write_new_graph(
+    study: Study, out: Place, split: str, data: DataSet | None, notify: Notify
+) -> MadeGraph:
+    """Make the graph of one split and write it.
+
+    Parameters
+    ----------
+    data
+        The study's data set; None where its features are given as files.
+    """
+    if isinstance(study.data, LossesData):
+        features = given_features(study.data, split)
+        check_k(study, {split: len(features)})
+    else:
+        assert data is not None
+        features = graph_features(data.split(split).x, study.graph.features)
+    job = f"graph {split}"
+    made = made_graph(
+        features,
+        study.graph.k,
+        study.graph.method,
+        _origin(study, split),
+        lambda done: notify(job, int(999 * done), 1000, ""),
+    )
+    write_graph(graph_file(out, split), made)
+    notify(job, 1000, 1000, f"{made.graph.n_edges:,} edges")
+    return made
+
+
+def check_k(study: Study, n_samples: Mapping[str, int]) -> None:
+    """Raise an InputError unless every split has more samples than neighbours are wanted."""
+    for split, n in n_samples.items():
+        if study.graph.k >= n:
+            raise InputError(
+                f"graph.k: is too large for the {split} split: expected less than its {n} "
+                f"samples, got {study.graph.k}. Lower it."
+            )
+
+
+def _origin(study: Study, split: str) -> dict[str, Any]:
+    """What a graph is made of, as it is kept beside it."""
+    settings = study.graph.model_dump(mode="json")
+    if isinstance(study.data, LossesData):
+        features = np.ascontiguousarray(given_features(study.data, split))
+        digest = hashlib.sha256(features.view(np.uint8)).hexdigest()
+        return {"data": {"source": "losses", "features": digest}, **settings}
+    return {"data": study.data.model_dump(mode="json", exclude={"mean", "std"}), **settings}
