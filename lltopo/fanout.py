@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -134,16 +135,17 @@ def fan_out(
     options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3}
     task = ray.remote(function).options(**options, retry_exceptions=[TransientError])
     running: dict[Any, Any] = {}
-    waiting: list[Call] = []
+    waiting: deque[Call] = deque()
     more = True
     try:
         while more or waiting or running:
-            if more and len(waiting) + len(running) < in_flight:
+            if more:
+                # asked even when there is no place: it may have other things to tell of
                 arrived = next(batches, None)
                 more = arrived is not None
                 waiting += arrived or ()
             while waiting and len(running) < in_flight:
-                call = waiting.pop(0)
+                call = waiting.popleft()
                 running[task.remote(*call.arguments)] = call.key
             yield from _ended(running)
     finally:

@@ -7,7 +7,7 @@ code (``verification.py``); nothing is written where that disagrees.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lltopo import tables
@@ -24,6 +24,7 @@ from lltopo.correlations import correlation_rows
 from lltopo.errors import VerificationError
 from lltopo.fanout import Call, cluster_total, fan_out
 from lltopo.ingestion import losses_folder
+from lltopo.matrices import distance_rows
 from lltopo.recorder import split_metrics
 from lltopo.storage import Place, exists
 from lltopo.study import Study
@@ -43,7 +44,10 @@ class Findings(NamedTuple):
 def series_is_current(out: Place, study: Study, findings: Findings) -> bool:
     """Whether all tables are there and were made of just these diagrams and settings."""
     stamp = footer(out / "series.parquet")
-    others = [footer(out / f"{name}.parquet") for name in ("metrics", "correlations")]
+    names = ["metrics", "correlations"]
+    names += ["contours"] if study.analysis.contour else []
+    names += ["distances"] if study.analysis.distance_matrix else []
+    others = [footer(out / f"{name}.parquet") for name in names]
     return (
         stamp is not None
         and None not in others
@@ -99,8 +103,12 @@ def write_series(
     tables.write_table(out / "metrics.parquet", metrics, tables.METRICS)
     correlations = correlation_rows(rows, metrics)
     tables.write_table(out / "correlations.parquet", correlations, tables.CORRELATIONS)
-    if contours:
+    if analysis.contour:
         tables.write_table(out / "contours.parquet", contours, tables.CONTOURS)
+    if analysis.distance_matrix:
+        ordered = {field: findings.metadata[field] for field in _in_study_order(findings, runs)}
+        distances = distance_rows(out, ordered, analysis)
+        tables.write_table(out / "distances.parquet", distances, tables.DISTANCES)
     stamp = {"verified": str(len(verified))}
     if not failures:
         stamp["inputs"] = series_digest(findings.metadata, analysis)
@@ -149,6 +157,10 @@ def _metrics(out: Place, study: Study, fields: list[Field]) -> Iterator[Row]:
             ]
         for row in found:
             yield {"run": run, "epoch": epoch, **row}
+
+
+def _in_study_order(findings: Findings, runs: Sequence[str]) -> list[Field]:
+    return sorted(findings.metadata, key=lambda field: (runs.index(field.run), field))
 
 
 def _in_flight() -> int:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lltopo import claims, plates, slider
+from lltopo import claims, plates, slider, trajectories
 from lltopo.figures import COLOURS, png_bytes
 from lltopo.plates import Diagrams, Plate
 from lltopo.results import (
@@ -41,6 +41,7 @@ _SOURCES = (
     "results.py",
     "claims.py",
     "plates.py",
+    "trajectories.py",
     "slider.py",
     "report.py",
 )
@@ -131,6 +132,7 @@ def inputs_digest(results: Results) -> str:
     study = results.study.model_dump(mode="json", include={"runs", "report", "analysis"})
     metrics = [row | {"seconds": None} for row in results.metrics]
     content = [study, results.series, metrics, results.correlations, results.contours]
+    content.append(results.distances)
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     package = files("lltopo")
     templates = sorted(package.joinpath("templates").iterdir(), key=lambda file: file.name)
@@ -206,6 +208,14 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
         "How far each epoch's diagram still is from the last one of the same run.",
         tuple(map(_image, plates.distance_plates(results))),
     )
+    matrices = tuple(map(_image, trajectories.matrix_plates(results)))
+    if matrices:
+        yield Section(
+            "matrix",
+            "Distances between all epochs",
+            "How each run moves through the space of diagrams.",
+            matrices,
+        )
     contour = tuple(map(_image, plates.contour_plates(results)))
     if contour:
         yield Section("contour", "Contour tree", "Joins and splits in one tree.", contour)

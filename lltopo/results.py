@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from numpy.typing import NDArray
 
 from lltopo import tables
@@ -27,8 +28,8 @@ Row = dict[str, Any]
 class Results(NamedTuple):
     """The tables below a study's ``--out`` as rows, with the study that made them.
 
-    ``series``, ``metrics``, ``correlations`` and ``contours`` hold one mapping a row, as the
-    schemas of :mod:`lltopo.tables` name their columns; ``runs`` is in the study's order.
+    ``series`` and the others hold one mapping a row, as the schemas of :mod:`lltopo.tables` name
+    their columns; ``runs`` is in the study's order.
     """
 
     study: Study
@@ -38,6 +39,7 @@ class Results(NamedTuple):
     metrics: list[Row]
     correlations: list[Row]
     contours: list[Row]
+    distances: list[Row]
 
 
 class Curve(NamedTuple):
@@ -75,7 +77,6 @@ def read_results(study: Study, out: Place) -> Results:
             "Analyse the study first."
         )
     found = {row["run"] for row in series}
-    contours = out / "contours.parquet"
     return Results(
         study=study,
         out=out,
@@ -85,10 +86,14 @@ def read_results(study: Study, out: Place) -> Results:
         correlations=tables.read_table(
             out / "correlations.parquet", tables.CORRELATIONS
         ).to_pylist(),
-        contours=tables.read_table(contours, tables.CONTOURS).to_pylist()
-        if exists(contours)
-        else [],
+        contours=_optional_rows(out / "contours.parquet", tables.CONTOURS),
+        distances=_optional_rows(out / "distances.parquet", tables.DISTANCES),
     )
+
+
+def _optional_rows(source: Place, schema: pa.Schema) -> list[Row]:
+    """The rows of a table that not every study has."""
+    return tables.read_table(source, schema).to_pylist() if exists(source) else []
 
 
 def read_diagram(

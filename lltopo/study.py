@@ -226,6 +226,7 @@ class Analysis(Section):
     degree: Finite = Field(1.0, gt=0)
     essential: Literal["cap", "inf", "drop"] = "cap"
     contour: bool = False
+    distance_matrix: bool = Field(False, description="between all epochs of all runs")
     verify: int = Field(0, ge=0)
 
     @field_validator("order", mode="before")

@@ -106,6 +106,20 @@ _LOSSES_NAME = re.compile(r"run=([^/]+)/split=([^/]+)/epoch=(\d+)/part-0\.parque
 _METRICS_NAME = re.compile(r"epoch=(\d+)/part-0\.parquet")
 
 
+DISTANCES = pa.schema(
+    [
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("tree", pa.string(), nullable=False),
+        pa.field("order", pa.float64(), nullable=False),
+        pa.field("run_a", pa.string(), nullable=False),
+        pa.field("epoch_a", pa.int32(), nullable=False),
+        pa.field("run_b", pa.string(), nullable=False),
+        pa.field("epoch_b", pa.int32(), nullable=False),
+        pa.field("distance", pa.float64(), nullable=False),
+    ]
+)
+
+
 class Field(NamedTuple):
     """Name a field: the losses of one split's samples after one epoch of one run."""
 

@@ -35,7 +35,7 @@ KERNELS = (
 )
 KNOW_RAY = {"training", "fanout", "submission"}
 KNOW_TORCH = {"checkpoints", "evaluation", "graph_torch", "jump", "loop", "surface", "training"}
-DRAW = {"figures", "heatmaps", "plates", "slider"}
+DRAW = {"figures", "heatmaps", "plates", "slider", "trajectories"}
 FILES = {"io", "os", "pathlib", "pickle", "pyarrow", "shutil", "tempfile", "zipfile"}
 FILE_CALLS = {"open", "load", "save", "savez", "memmap", "open_memmap", "fromfile", "tofile"}
 

@@ -42,7 +42,7 @@ STUDY = {
     "model": {"name": "wideresnet", "depth": 16, "widen_factor": 1},
     "training": {"epochs": EPOCHS, "batch_size": 64, "milestones": [7], "eval_batch_size": 200},
     "runs": {"large": {"training": {"lr": 0.1}}, "small": {"training": {"lr": 0.01}}},
-    "analysis": {"order": [1, 2], "contour": True, "verify": 3},
+    "analysis": {"order": [1, 2], "contour": True, "distance_matrix": True, "verify": 3},
     # two for the runs, one to spare for the diagrams
     "resources": {"local_cpus": 3, "object_store_mb": 100},
 }
@@ -67,8 +67,9 @@ def assert_same_results(out: Path, undisturbed: Path) -> None:
     ours, theirs = snapshot(out, *RESULTS).content, snapshot(undisturbed, *RESULTS).content
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
-    for name in ("series.parquet", "correlations.parquet", "contours.parquet"):
-        assert (out / name).read_bytes() == (undisturbed / name).read_bytes(), name
+    for name in ("series", "correlations", "contours", "distances"):
+        file = f"{name}.parquet"
+        assert (out / file).read_bytes() == (undisturbed / file).read_bytes(), name
     assert list(out.rglob("*.partial")) == []
     assert not (out / ".train").exists()
 
