@@ -8,30 +8,40 @@ stopped at the limit counts as the limit). Real fields, their exact k = 20 graph
     python jobs/bench_kernels.py --losses train.npy --features x_train.npy
 
 train.npy holds (epochs, samples) losses, x_train.npy (samples, d) features. ``--only distances``
-runs one section of: neighbours, trees, distances, scaling. Expected time on 2 cores: 40 minutes.
+runs one section of: neighbours, large, trees, distances, scaling. Expected time on 2 cores:
+20 minutes.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import multiprocessing
 import platform
 import statistics
+import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import gudhi
 import numpy as np
+import psutil
 import scipy
 from gudhi.clustering.tomato import Tomato
 from gudhi.hera import wasserstein_distance as hera_distance
+from numba import njit
 from scipy.optimize import linear_sum_assignment
 
 import lltopo
-from lltopo.diagrams import as_ascending, both_persistence_pairs, persistence_diagram
+from lltopo.diagrams import (
+    as_ascending,
+    both_persistence_pairs,
+    persistence_diagram,
+    persistence_pairs,
+)
 from lltopo.distances import bottleneck_distance, dual_potentials, wasserstein_distance
 from lltopo.graph import Graph, knn_graph
 from lltopo.neighbours import nearest_neighbours
@@ -156,7 +166,7 @@ def simplex_tree_diagram(graph: Graph, values: np.ndarray) -> np.ndarray:
 
 def bench_trees(graph: Graph, fields: np.ndarray) -> list[Figure]:
     """Both trees with both diagrams against Tomato's one and SimplexTree's two."""
-    neighbours = np.split(graph.indices, graph.indptr[1:-1])
+    neighbours = [row.tolist() for row in np.split(graph.indices, graph.indptr[1:-1])]
     figures = []
     for name, field in (("first", fields[0]), ("middle", fields[5]), ("last", fields[-1])):
         dgm = persistence_diagram(graph, field, "split", "drop")
@@ -182,6 +192,83 @@ def bench_trees(graph: Graph, fields: np.ndarray) -> list[Figure]:
             Figure(task, "GUDHI SimplexTree (both)", simplex, simplex / seconds),
         ]
     return figures
+
+
+def random_graph(n: int) -> Graph:
+    """Ten random edges a vertex, about 20 neighbours each."""
+    ends = np.random.default_rng(0).integers(n, size=(10 * n, 2))
+    return Graph.from_edges(n, ends)
+
+
+def geometric_graph(n: int) -> Graph:
+    """A square grid, each vertex joined to the 24 of the 5 x 5 around it."""
+    side = round(n**0.5)
+    index = np.arange(side * side).reshape(side, side)
+    edges = []
+    for down in range(3):
+        for right in range(-2, 3):
+            if (down, right) > (0, 0):
+                left, stop = max(0, -right), side - max(0, right)
+                here = index[: side - down, left:stop]
+                edges.append(np.stack([here, here + down * side + right], axis=-1).reshape(-1, 2))
+    return Graph.from_edges(side * side, np.concatenate(edges))
+
+
+@njit
+def bare_pass(indptr, indices, order, rank):  # type: ignore[no-untyped-def]
+    """Gather every neighbour's rank in sweep order: the memory traffic that no sweep avoids."""
+    total = 0
+    for v in order:
+        for j in range(indptr[v], indptr[v + 1]):
+            total += rank[indices[j]]
+    return total
+
+
+def bench_large(n: int, make: Callable[[int], Graph]) -> list[Figure]:
+    """One tree's diagram of a large graph against a bare pass, and its memory an edge."""
+    graph = make(n)
+    values = np.random.default_rng(1).normal(size=graph.n_vertices).astype(np.float32)
+    if make is geometric_graph:
+        side = round(n**0.5)
+        x, y = np.meshgrid(*[np.linspace(0, 40, side, dtype=np.float32)] * 2)
+        values = 0.05 * values + (np.sin(x) * np.cos(y)).ravel().astype(np.float32)
+    order = np.argsort(values, kind="stable").astype(np.int32)
+    rank = np.empty_like(order)
+    rank[order] = np.arange(len(order), dtype=np.int32)
+    bare, _ = median_seconds(lambda: bare_pass(graph.indptr, graph.indices, order, rank), 3)
+    small = random_graph(100)
+    persistence_pairs(small, values[:100], "split")
+    with peak_rise() as rise:
+        persistence_pairs(graph, values, "split")
+    seconds, _ = median_seconds(lambda: persistence_pairs(graph, values, "split"), 3)
+    task = f"one tree and diagram, {graph.n_vertices:,} vertices, {make.__name__}"
+    task += f" ({rise.bytes / len(graph.indices):.1f} bytes a directed edge)"
+    return [Figure(task, "lltopo", seconds, 1.0), Figure(task, "a bare pass", bare, bare / seconds)]
+
+
+class PeakRise:
+    """How far the resident memory rose above its level at the start, sampled."""
+
+    bytes = 0
+
+
+@contextlib.contextmanager
+def peak_rise() -> Iterator[PeakRise]:
+    """Sample this process's resident memory until the block ends."""
+    rise, process, over = PeakRise(), psutil.Process(), threading.Event()
+    before = process.memory_info().rss
+
+    def watch() -> None:
+        while not over.wait(0.002):
+            rise.bytes = max(rise.bytes, process.memory_info().rss - before)
+
+    watcher = threading.Thread(target=watch)
+    watcher.start()
+    try:
+        yield rise
+    finally:
+        over.set()
+        watcher.join()
 
 
 def bench_distances(graph: Graph, fields: np.ndarray) -> list[Figure]:
@@ -263,7 +350,7 @@ def main() -> None:
     parser.add_argument("--losses", type=Path, required=True)
     parser.add_argument("--features", type=Path, required=True)
     parser.add_argument("--graph", type=Path, help="a train.npz of a study of these features")
-    parser.add_argument("--only", choices=["neighbours", "trees", "distances", "scaling"])
+    parser.add_argument("--only", choices=["neighbours", "large", "trees", "distances", "scaling"])
     parser.add_argument("--json", type=Path, help="write the figures there, too")
     arguments = parser.parse_args()
     fields = np.load(arguments.losses)
@@ -271,7 +358,11 @@ def main() -> None:
     figures: list[Figure] = []
     if arguments.only in (None, "neighbours"):
         figures += bench_neighbours(features)
-    if arguments.only != "neighbours":
+    if arguments.only in (None, "large"):
+        for n in (50_000, 500_000, 5_000_000):
+            for make in (random_graph, geometric_graph):
+                figures += bench_large(n, make)
+    if arguments.only not in ("neighbours", "large"):
         if arguments.graph:
             with np.load(arguments.graph) as file:
                 graph = Graph(file["indptr"], file["indices"])

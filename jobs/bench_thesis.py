@@ -35,9 +35,10 @@ from lltopo.diagrams import both_persistence_pairs, diagram_of
 from lltopo.distances import wasserstein_distance
 from lltopo.fanout import ray_session
 from lltopo.graph_files import graph_file, read_graph
-from lltopo.stages import Session, run_stages
+from lltopo.session import Session
+from lltopo.stages import run_stages
 from lltopo.storage import place
-from lltopo.study import resolved_study
+from lltopo.study_files import resolved_study
 from lltopo.tables import Field, LossTable, read_losses, write_losses
 
 EPOCHS = 200
@@ -117,7 +118,7 @@ def main() -> None:
         stop, peak = threading.Event(), [0]
         watcher = threading.Thread(target=peak_memory, args=(stop, peak))
         start = time.perf_counter()
-        with ray_session(None, 512):
+        with ray_session(None, 512, {}):
             started = time.perf_counter()
             watcher.start()
             problems = run_stages(session, ("analyze",))

@@ -58,7 +58,7 @@ class FieldDiagrams(NamedTuple):
     metadata: Mapping[str, str]
 
 
-def field_diagrams(loss: NDArray[np.float32], made: MadeGraph, contour: bool) -> FieldDiagrams:
+def field_diagrams(loss: NDArray[np.float32], made: MadeGraph) -> FieldDiagrams:
     """Compute the diagrams of one field of losses on a split's graph.
 
     Parameters
@@ -67,8 +67,6 @@ def field_diagrams(loss: NDArray[np.float32], made: MadeGraph, contour: bool) ->
         A field with a loss that is not finite is ``diverged`` and has empty diagrams.
     made
         The split's graph.
-    contour
-        Whether to compute the contour tree as well.
 
     Raises
     ------
@@ -88,13 +86,11 @@ def field_diagrams(loss: NDArray[np.float32], made: MadeGraph, contour: bool) ->
         metadata["reason"] = f"{n_nonfinite} of {len(loss)} losses are not finite"
         none = _pairs_of(DIAGRAM.empty_table())
         return FieldDiagrams(none, none, metadata)
-    if contour:
-        metadata["contour"] = json.dumps(contour_counts(made.graph, loss)._asdict())
     return FieldDiagrams(*both_persistence_pairs(made.graph, loss), metadata)
 
 
 def write_field_diagrams(
-    losses: Place, out: Place, field: Field, made: MadeGraph, contour: bool
+    losses: Place, out: Place, field: Field, made: MadeGraph, analysis: Analysis
 ) -> Mapping[str, str]:
     """Read one loss table, compute its diagrams and write them.
 
@@ -102,15 +98,21 @@ def write_field_diagrams(
     ----------
     losses, out
         The folder of the loss tables, and that of the results.
-    field, made, contour
-        As in `field_diagrams`, whose errors are raised.
+    field, made
+        Which field, and its split's graph.
+    analysis
+        Says whether the contour tree is to be counted as well.
 
     Returns
     -------
     mapping
         The files' metadata.
     """
-    found = field_diagrams(read_losses(losses, field).loss, made, contour)
+    loss = read_losses(losses, field).loss
+    found = field_diagrams(loss, made)
+    metadata = dict(found.metadata)
+    if analysis.contour and metadata["status"] == "ok":
+        metadata["contour"] = json.dumps(contour_counts(made.graph, loss)._asdict())
     for tree in TREES:
         pairs = found.join if tree == "join" else found.split
         columns = [
@@ -121,13 +123,18 @@ def write_field_diagrams(
             pairs.essential,
         ]
         table = pa.table(columns, schema=DIAGRAM)
-        write_columns(diagram_file(out, field, tree), table, found.metadata)
-    return found.metadata
+        write_columns(diagram_file(out, field, tree), table, metadata)
+    return metadata
 
 
 def read_pairs(out: Place, field: Field, tree: Tree) -> PersistencePairs:
     """Read the pairs in a diagram's file; InputError where it is absent or damaged."""
     return _pairs_of(read_table(diagram_file(out, field, tree)))
+
+
+def read_points(out: Place, field: Field, tree: Tree, analysis: Analysis) -> NDArray[np.float64]:
+    """Read a diagram as points, essential ones as the study wants them."""
+    return diagram_of(read_pairs(out, field, tree), analysis.essential, tree)
 
 
 def current_metadata(
@@ -155,13 +162,15 @@ def current_metadata(
 
 def reference_epochs(
     metadata: Mapping[Field, Mapping[str, str]],
-) -> dict[tuple[str, str], int]:
-    """Return the epoch that the others are compared with: for each (run, split) its last ok one."""
-    references: dict[tuple[str, str], int] = {}
-    for field, found in sorted(metadata.items()):
+) -> dict[str, int]:
+    """Return the epoch that a run's others are compared with: its last that is ok in all splits."""
+    splits: dict[str, set[str]] = {}
+    ok: dict[tuple[str, int], set[str]] = {}
+    for field, found in metadata.items():
+        splits.setdefault(field.run, set()).add(field.split)
         if found["status"] == "ok":
-            references[field.run, field.split] = field.epoch
-    return references
+            ok.setdefault((field.run, field.epoch), set()).add(field.split)
+    return {run: epoch for (run, epoch), found in sorted(ok.items()) if found == splits[run]}
 
 
 def field_rows(
@@ -198,20 +207,20 @@ def field_rows(
             "status": metadata["status"],
             "reason": metadata.get("reason"),
         }
-        if metadata["status"] != "ok" or reference_epoch is None:
+        if metadata["status"] != "ok":
             rows += [common | {"order": order} for order in analysis.order]
             continue
-        reference = field._replace(epoch=reference_epoch)
-        dgm, last = (
-            diagram_of(read_pairs(out, which, tree), analysis.essential, tree)
-            for which in (field, reference)
-        )
+        dgm = read_points(out, field, tree, analysis)
         common |= {
-            "reference_epoch": reference_epoch,
             "n_pairs": len(dgm),
             "total_persistence": total_persistence(dgm, analysis.degree),
             "max_persistence": float(np.abs(dgm[:, 1] - dgm[:, 0]).max(initial=0.0)),
         }
+        if reference_epoch is None:
+            rows += [common | {"order": order} for order in analysis.order]
+            continue
+        common["reference_epoch"] = reference_epoch
+        last = read_points(out, field._replace(epoch=reference_epoch), tree, analysis)
         rows += [
             common | {"order": order, "wasserstein": wasserstein_distance(dgm, last, order)}
             for order in analysis.order
@@ -238,13 +247,18 @@ def contour_rows(metadata: Mapping[Field, Mapping[str, str]]) -> list[Row]:
     ]
 
 
-def series_digest(metadata: Mapping[Field, Mapping[str, str]], analysis: Analysis) -> str:
-    """Return the SHA-256 of all that the series is made of."""
-    made_of = [
-        analysis.model_dump(mode="json", exclude={"verify"}),
-        [[*field, found["losses"], found["graph"]] for field, found in sorted(metadata.items())],
-    ]
-    return hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+def series_digests(
+    metadata: Mapping[Field, Mapping[str, str]], analysis: Analysis
+) -> dict[str, str]:
+    """Return, for each run, the SHA-256 of all that its series is made of."""
+    settings = analysis.model_dump(mode="json", exclude={"verify"})
+    made_of: dict[str, list[Any]] = {field.run: [settings] for field in metadata}
+    for field, found in sorted(metadata.items()):
+        made_of[field.run].append([*field, found["losses"], found["graph"]])
+    return {
+        run: hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+        for run, parts in made_of.items()
+    }
 
 
 def in_study_order(rows: Iterable[Row], runs: Sequence[str]) -> list[Row]:

@@ -12,7 +12,7 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from lltopo.errors import InputError, VerificationError
+from lltopo.errors import InputError, TransientError, VerificationError
 from lltopo.progress import shown_progress
 from lltopo.storage import Place, place
 from lltopo.study import SPLITS, Study
@@ -88,7 +88,9 @@ def analyze(
         list[str] | None,
         typer.Option(metavar="SPLIT=FILE.npy", help="The samples' features, (samples, d)."),
     ] = None,
-    first_epoch: Annotated[int, typer.Option(help="The epoch of a file's first row.", min=0)] = 1,
+    first_epoch: Annotated[
+        int | None, typer.Option(help="The epoch of a file's first row. Default: 1.", min=0)
+    ] = None,
     out: OutOption = None,
     override: SetOption = None,
 ) -> None:
@@ -101,8 +103,9 @@ def analyze(
         raise InputError(
             "analyze: needs either a STUDY or --losses: expected one of them. See analyze --help."
         )
-    if study is not None and features:
-        raise InputError("--features: has no use without --losses. Name them in the study.")
+    for option, value in (("--features", features or None), ("--first-epoch", first_epoch)):
+        if study is not None and value is not None:
+            raise InputError(f"{option}: has no use without --losses. Name it in the study.")
     stages = ("analyze", "report")
     if study is not None:
         _carry_out(read_study(study, override or ()), _out(out, study), stages)
@@ -114,7 +117,7 @@ def analyze(
             "source": "losses",
             "losses": _given_losses(losses or []),
             "features": _given_features(features or []),
-            "first_epoch": first_epoch,
+            "first_epoch": 1 if first_epoch is None else first_epoch,
         }
     }
     _carry_out(resolved_study(raw, "analyze", override or ()), place(out), stages)
@@ -127,7 +130,7 @@ def main() -> NoReturn:
         status = app(standalone_mode=False)
     except InputError as error:
         _refuse(str(error))
-    except VerificationError as error:
+    except (VerificationError, TransientError) as error:
         print("lltopo:", error, file=sys.stderr)
         sys.exit(1)
     except typer.TyperException as error:
@@ -143,7 +146,8 @@ def _refuse(complaint: str) -> NoReturn:
 
 
 def _carry_out(study: Study, out: Place, stages: Sequence[str]) -> None:
-    from lltopo.stages import Session, run_stages
+    from lltopo.session import Session
+    from lltopo.stages import run_stages
 
     console = Console()
     try:
@@ -174,8 +178,8 @@ def _out(out: str | None, study: Path) -> Place:
 
 
 def _given_losses(given: Sequence[str]) -> str | dict[str, dict[str, str]]:
-    if len(given) == 1 and "=" not in given[0]:
-        return _absolute(given[0])
+    if len(given) == 1 and _is_folder(given[0]):
+        return given[0]
     losses: dict[str, dict[str, str]] = {}
     for text in given:
         name, _, file = text.partition("=")
@@ -185,8 +189,14 @@ def _given_losses(given: Sequence[str]) -> str | dict[str, dict[str, str]]:
             raise InputError(
                 f"--losses: {text!r} is malformed or given twice: expected [RUN:]SPLIT=FILE.npy."
             )
-        losses.setdefault(run or "run", {})[split] = _absolute(file)
+        losses.setdefault(run or "run", {})[split] = file
     return losses
+
+
+def _is_folder(text: str) -> bool:
+    """Say whether ``--losses`` names a folder or URI, whose path may hold a '=', and no split."""
+    before, equals, _ = text.partition("=")
+    return not equals or "://" in before or Path(text).expanduser().is_dir()
 
 
 def _given_features(given: Sequence[str]) -> dict[str, str]:
@@ -194,7 +204,7 @@ def _given_features(given: Sequence[str]) -> dict[str, str]:
     for text in given:
         split, _, file = text.partition("=")
         _check_split(split, "--features", text)
-        features[split] = _absolute(file)
+        features[split] = file
     return features
 
 
@@ -203,7 +213,3 @@ def _check_split(split: str, option: str, text: str) -> None:
         raise InputError(
             f"{option}: {text!r} names no split: expected train or val before '=', got {split!r}."
         )
-
-
-def _absolute(path: str) -> str:
-    return path if "://" in path else str(Path(path).expanduser().resolve())

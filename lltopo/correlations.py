@@ -1,6 +1,7 @@
 """How each topological series goes with losses, accuracies and the gaps between the splits.
 
-On the values, and on their first differences, because two trends always correlate. Epoch 0 and
+On the values, and on their first differences (from one epoch to the next, never across a gap),
+because two trends always correlate. Epoch 0 and
 the reference epoch are left out: the one is no training, the other's distance is 0 by definition.
 There are no p-values: the epochs of one run are not independent draws.
 """
@@ -92,9 +93,10 @@ def _against_targets(
         y = np.array([by_epoch[e] for e in epochs], dtype=np.float64)
         finite = np.isfinite(x) & np.isfinite(y)
         x, y = x[finite], y[finite]
+        consecutive = np.diff(np.array(epochs, dtype=np.int64)[finite]) == 1
         for differenced in (False, True):
             if differenced:
-                x, y = np.diff(x), np.diff(y)
+                x, y = np.diff(x)[consecutive], np.diff(y)[consecutive]
             yield {
                 "target": target,
                 "differenced": differenced,

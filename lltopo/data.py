@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -141,6 +143,14 @@ def graph_features(x: NDArray[Any], features: str) -> NDArray[Any]:
     return np.rint(grey).astype(np.uint8).reshape(len(x), 28 * 28)
 
 
+def samples_digest(samples: Samples) -> str:
+    """Return the SHA-256 of a split's samples and labels."""
+    digest = hashlib.sha256(str((samples.x.dtype, samples.x.shape)).encode())
+    digest.update(np.ascontiguousarray(samples.x))
+    digest.update(np.ascontiguousarray(samples.y))
+    return digest.hexdigest()
+
+
 def read_array(path: str, what: str) -> np.memmap[Any, Any]:
     """Open a .npy file of numbers as a read-only memory map; it is never unpickled.
 
@@ -235,40 +245,50 @@ def _parquet(data: ParquetData, prefixes: tuple[str, ...]) -> _Raw:
     if not shards:
         names = " or ".join(f"{prefix}-*.parquet" for prefix in prefixes)
         raise InputError(f"{folder}: holds no {names}. Give the folder with both splits.")
-    images: list[NDArray[np.uint8]] = []
-    labels: list[NDArray[Any]] = []
-    for shard in shards:
-        x, y = _parquet_shard(shard, data)
-        images += x
-        labels.append(y)
-    shapes = {image.shape for image in images}
-    if len(shapes) != 1:
-        raise InputError(
-            f"{folder}: images differ in shape: expected one for all, got "
-            f"{sorted(shapes)[:3] or 'none'}. "
-            "Resize them first."
-        )
-    return _Raw(np.stack(images), np.concatenate(labels), str(folder))
+    n = sum(map(_n_rows, shards))
+    if n == 0:
+        raise InputError(f"{folder}: holds no images in {shards[0].name}. Add some.")
+    # decoded into place: a list of all and its stack would need the memory twice
+    images = np.empty((n, 0), np.uint8)
+    labels = []
+    rows = (row for shard in shards for row in _parquet_rows(shard, data))
+    for i, (pixels, label) in enumerate(rows):
+        if i == 0:
+            images = np.empty((n, *pixels.shape), np.uint8)
+        if pixels.shape != images.shape[1:]:
+            raise InputError(
+                f"{folder}: images differ in shape: expected one for all, got "
+                f"{sorted([pixels.shape, images.shape[1:]])}. Resize them first."
+            )
+        images[i] = pixels
+        labels.append(label)
+    return _Raw(images, labels, str(folder))
 
 
-def _parquet_shard(shard: Path, data: ParquetData) -> tuple[list[NDArray[np.uint8]], NDArray[Any]]:
+def _n_rows(shard: Path) -> int:
+    try:
+        return int(pq.read_metadata(shard).num_rows)
+    except (pa.ArrowException, OSError) as error:
+        raise _unreadable(str(shard), error) from error
+
+
+def _parquet_rows(shard: Path, data: ParquetData) -> Iterator[tuple[NDArray[np.uint8], Any]]:
+    """Yield each image and its label."""
     try:
         file = pq.ParquetFile(shard)
         image_column = data.image_column or _image_column(shard, file.schema_arrow)
-        for column in (image_column, data.label_column):
+        columns = [image_column, data.label_column]
+        for column in columns:
             if column not in file.schema_arrow.names:
                 raise InputError(
                     f"{shard}: {column}: no such column: expected one of "
                     f"{file.schema_arrow.names}. Set data.image_column or data.label_column."
                 )
-        images: list[NDArray[np.uint8]] = []
-        labels = []
-        for batch in file.iter_batches(1024, columns=[image_column, data.label_column]):
-            images += [_pixels(cell, shard) for cell in batch[image_column].to_pylist()]
-            labels.append(batch[data.label_column].to_numpy(zero_copy_only=False))
+        for batch in file.iter_batches(1024, columns=columns):
+            for cell, label in zip(*(batch[name] for name in columns), strict=True):
+                yield _pixels(cell.as_py(), shard), label.as_py()
     except (pa.ArrowException, OSError) as error:
         raise _unreadable(str(shard), error) from error
-    return images, np.concatenate(labels) if labels else np.empty(0, np.int64)
 
 
 def _image_column(shard: Path, schema: pa.Schema) -> str:

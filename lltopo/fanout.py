@@ -12,7 +12,7 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +23,7 @@ from lltopo.errors import TransientError
 
 _POLL_SECONDS = 0.2
 _FOLDER = "lltopo-ray-"
+_LONGEST_FOLDER = 30
 
 
 class Call(NamedTuple):
@@ -41,8 +42,10 @@ class Outcome(NamedTuple):
 
 
 @contextmanager
-def ray_session(local_cpus: int | None, object_store_mb: int) -> Iterator[None]:
-    """Ray, for as long as the block lasts.
+def ray_session(
+    local_cpus: int | None, object_store_mb: int, environment: Mapping[str, str]
+) -> Iterator[None]:
+    """Ray, for as long as the block lasts, its workers with some variables in their environment.
 
     Uses a session that is there already, else attaches to the cluster that ``RAY_ADDRESS`` names
     (as in a Ray job), else starts Ray on this machine with its dashboard on 127.0.0.1 and token
@@ -57,8 +60,6 @@ def ray_session(local_cpus: int | None, object_store_mb: int) -> Iterator[None]:
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # workers find what the driver finds, whatever their own working folder
-    path = os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH", "")]))
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**common)
@@ -68,13 +69,13 @@ def ray_session(local_cpus: int | None, object_store_mb: int) -> Iterator[None]:
             ray.shutdown()
         return
     _remove_orphaned_folders()
-    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-")
+    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=_short_folder())
     try:
         ray.init(
             num_cpus=local_cpus,
             object_store_memory=object_store_mb * 2**20,
             dashboard_host="127.0.0.1",
-            runtime_env={"env_vars": {"PYTHONPATH": path}},
+            runtime_env={"env_vars": dict(environment)},
             _temp_dir=folder,
             **common,
         )
@@ -86,10 +87,16 @@ def ray_session(local_cpus: int | None, object_store_mb: int) -> Iterator[None]:
 
 def _remove_orphaned_folders() -> None:
     """Clear away the Ray folders of drivers that were killed before they could do so."""
-    for folder in Path(tempfile.gettempdir()).glob(f"{_FOLDER}*-*"):
+    for folder in Path(_short_folder()).glob(f"{_FOLDER}*-*"):
         pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
         if pid.isdigit() and not _is_alive(int(pid)):
             shutil.rmtree(folder, ignore_errors=True)
+
+
+def _short_folder() -> str:
+    """A folder for temporary files whose name leaves room in the 107 bytes of a socket's."""
+    usual = tempfile.gettempdir()
+    return usual if len(usual) <= _LONGEST_FOLDER else "/tmp"
 
 
 def _is_alive(pid: int) -> bool:
@@ -112,9 +119,7 @@ def shared(value: Any) -> Any:
     return ray.put(value)
 
 
-def fan_out(
-    function: Callable[..., Any], batches: Iterator[Sequence[Call]], in_flight: int
-) -> Iterator[Outcome]:
+def fan_out(function: Callable[..., Any], batches: Iterator[Sequence[Call]]) -> Iterator[Outcome]:
     """Outcomes of ``function(*arguments)`` for each call, in the order in which they end.
 
     Parameters
@@ -124,13 +129,11 @@ def fan_out(
     batches
         Gives, each time it is asked, the calls that have become ready (perhaps none yet), and
         ends when no more will come.
-    in_flight
-        The most calls submitted and not yet ended.
 
     Notes
     -----
-    A lost worker or a :class:`TransientError` is tried again three times; any other error ends
-    that call alone.
+    At most two calls a CPU are submitted and not yet ended. A lost worker or a
+    :class:`TransientError` is tried again three times; any other error ends that call alone.
     """
     options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3}
     task = ray.remote(function).options(**options, retry_exceptions=[TransientError])
@@ -144,6 +147,8 @@ def fan_out(
                 arrived = next(batches, None)
                 more = arrived is not None
                 waiting += arrived or ()
+            # of a cluster that scales up from nothing one call is worth the asking
+            in_flight = max(1, 2 * int(cluster_total("CPU")))
             while waiting and len(running) < in_flight:
                 call = waiting.popleft()
                 running[task.remote(*call.arguments)] = call.key

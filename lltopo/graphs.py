@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lltopo.data import DataSet, graph_features
+from lltopo.data import DataSet, graph_features, samples_digest
 from lltopo.errors import InputError
 from lltopo.graph_files import MadeGraph, graph_file, made_graph, read_graph, write_graph
 from lltopo.ingestion import check_lengths, given_features, given_fields
@@ -51,17 +51,30 @@ def write_new_graph(
     else:
         assert data is not None
         features = graph_features(data.split(split).x, study.graph.features)
+    origin = _origin(study, split)
+    if data is not None:
+        origin["samples"] = samples_digest(data.split(split))
     job = f"graph {split}"
     made = made_graph(
         features,
         study.graph.k,
         study.graph.method,
-        _origin(study, split),
+        origin,
         lambda done: notify(job, int(999 * done), 1000, ""),
     )
     write_graph(graph_file(out, split), made)
     notify(job, 1000, 1000, f"{made.graph.n_edges:,} edges")
     return made
+
+
+def check_same_data(graphs: Mapping[str, MadeGraph], data: DataSet) -> None:
+    """Raise an InputError where a graph was made of other samples than these."""
+    for split, made in graphs.items():
+        if made.made["samples"] != samples_digest(data.split(split)):
+            raise InputError(
+                f"data: the {split} samples have changed since the results there were made of "
+                "them. Choose another --out, or bring the old ones back."
+            )
 
 
 def check_k(study: Study, n_samples: Mapping[str, int]) -> None:

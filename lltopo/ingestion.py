@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from lltopo.data import read_array
 from lltopo.errors import InputError
 from lltopo.recorder import LossRecorder
-from lltopo.storage import Place, place
+from lltopo.storage import Place, place, safe_name
 from lltopo.study import SPLITS, LossesData, Study
 from lltopo.tables import (
     Field,
@@ -64,7 +64,8 @@ def given_fields(data: LossesData) -> list[Field]:
     Raises
     ------
     InputError
-        Where there are none, or an array has not the shape (epochs, samples).
+        Where there are none, a run's name is not safe, or an array has not the shape
+        (epochs, samples).
     """
     if isinstance(data.losses, str):
         fields = [field for field in fields_in(place(data.losses)) if field.split in SPLITS]
@@ -73,6 +74,8 @@ def given_fields(data: LossesData) -> list[Field]:
                 f"{data.losses}: holds no loss table: expected "
                 "run=R/split=S/epoch=00001/part-0.parquet below it. Give a losses folder."
             )
+        for field in fields:
+            safe_name(field.run, f"{data.losses}: run")
         return fields
     return sorted(
         Field(run, split, data.first_epoch + i)

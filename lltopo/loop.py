@@ -7,6 +7,7 @@ is written; a worker killed in between repeats that one epoch and writes the sam
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -163,6 +164,8 @@ def cropped_and_flipped(x: Tensor, generator: torch.Generator) -> Tensor:
 
 def set_up_torch(training: Training) -> None:
     """Set what decides the last bits of a result the way the study says."""
+    # cuBLAS is deterministic only with a fixed workspace, chosen before its first use
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     # threads and algorithms decide the last bits of a sum, so they belong to the study
     torch.set_num_threads(training.threads)
     torch.use_deterministic_algorithms(training.deterministic)

@@ -11,18 +11,17 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from lltopo.analysis import Row, read_pairs
-from lltopo.diagrams import diagram_of
+from lltopo.analysis import Row, read_points
 from lltopo.distances import wasserstein_distance
-from lltopo.fanout import Call, cluster_total, fan_out, shared
+from lltopo.fanout import Call, fan_out, shared
 from lltopo.storage import Place
 from lltopo.study import SPLITS, Analysis
-from lltopo.tables import TREES, Field, Tree
+from lltopo.tables import TREES, Field
 
 
 def distance_rows(
     out: Place, metadata: Mapping[Field, Mapping[str, str]], analysis: Analysis
-) -> list[Row]:
+) -> tuple[list[Row], list[str]]:
     """Compute the rows of ``distances.parquet``; epochs that are not ok are left out.
 
     Parameters
@@ -33,27 +32,34 @@ def distance_rows(
         Of the fields whose diagrams are there, in the order in which they are to be compared.
     analysis
         Gives the orders and what becomes of essential pairs.
+
+    Returns
+    -------
+    rows, problems
+        A line for each epoch whose distances could not be computed.
     """
     rows: list[Row] = []
+    problems: list[str] = []
     for split, tree in itertools.product(SPLITS, TREES):
         fields = [
             f for f, found in metadata.items() if f.split == split and found["status"] == "ok"
         ]
-        diagrams = shared([_diagram(out, field, tree, analysis) for field in fields])
+        diagrams = shared([read_points(out, field, tree, analysis) for field in fields])
         calls = [
             Call((i, order), (diagrams, i, order))
             for order in analysis.order
             for i in range(len(fields) - 1)
         ]
         found = {}
-        for outcome in fan_out(distances_to_later, iter([calls]), 2 * int(cluster_total("CPU"))):
-            if outcome.error is not None:
-                raise RuntimeError(f"distances of {fields[outcome.key[0]]}: {outcome.error}")
-            found[outcome.key] = outcome.value
+        for outcome in fan_out(distances_to_later, iter([calls])):
+            if outcome.error is None:
+                found[outcome.key] = outcome.value
+            else:
+                problems.append(f"distances of {fields[outcome.key[0]]}: {outcome.error}")
         for i, order in sorted(found, key=lambda key: (key[1], key[0])):
             common = {"split": split, "tree": tree, "order": order}
             rows += (common | pair for pair in _pairs(fields, i, found[i, order]))
-    return rows
+    return rows, problems
 
 
 def distances_to_later(
@@ -63,10 +69,6 @@ def distances_to_later(
     return np.array(
         [wasserstein_distance(diagrams[i], later, order) for later in diagrams[i + 1 :]]
     )
-
-
-def _diagram(out: Place, field: Field, tree: Tree, analysis: Analysis) -> NDArray[np.float64]:
-    return diagram_of(read_pairs(out, field, tree), analysis.essential, tree)
 
 
 def _pairs(fields: Sequence[Field], i: int, distances: NDArray[np.float64]) -> Iterator[Row]:

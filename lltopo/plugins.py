@@ -10,6 +10,9 @@ from typing import Any
 
 from lltopo.errors import InputError
 
+WORKING_FOLDER = "LLTOPO_WORKING_FOLDER"
+"""Names the driver's working folder in the environment of its workers."""
+
 
 def imported_function(name: str, key: str) -> Callable[..., Any]:
     """Import the function that ``module:function`` names.
@@ -35,8 +38,10 @@ def imported_function(name: str, key: str) -> Callable[..., Any]:
         raise InputError(
             f"{key}: {name!r} is malformed: expected module:function. Name one's own function so."
         )
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())
+    folder = os.environ.get(WORKING_FOLDER, os.getcwd())
+    if folder not in sys.path:
+        # last, so that it shadows nothing
+        sys.path.append(folder)
     try:
         function = getattr(import_module(module), attribute)
     except (ImportError, AttributeError) as error:

@@ -66,6 +66,8 @@ class LossRecorder:
     ) -> None:
         """Evaluate a model on whole data sets and write their loss tables.
 
+        Where this fails it may be tried again: what the epoch's splits still hold is discarded.
+
         Parameters
         ----------
         model
@@ -77,15 +79,20 @@ class LossRecorder:
         batch_size
             Samples a batch; it may change the last bits of a loss.
         loss_function
-            (outputs, labels) -> one loss a sample; default: cross-entropy.
+            (outputs, labels) -> one loss a sample; default: cross-entropy. Where labels are no
+            classes or outputs no scores of classes, neither label nor prediction is recorded.
         """
         from lltopo.evaluation import dataset_losses
 
-        for split, dataset in datasets.items():
-            found = dataset_losses(model, dataset, batch_size, loss_function)
-            ids = np.arange(len(found.loss))
+        tables = {
+            split: dataset_losses(model, dataset, batch_size, loss_function)
+            for split, dataset in datasets.items()
+        }
+        for split, table in tables.items():
+            self._open.pop((epoch, split), None)
+            ids = np.arange(len(table.loss))
             self.update(
-                found.loss, ids, split, epoch, labels=found.label, predictions=found.prediction
+                table.loss, ids, split, epoch, labels=table.label, predictions=table.prediction
             )
         self.close_epoch(epoch)
 

@@ -31,11 +31,12 @@ from lltopo.results import (
     read_diagram,
     read_results,
 )
-from lltopo.storage import Place, exists, read_bytes, remove, write_bytes
+from lltopo.storage import Place, exists, files_below, read_bytes, remove, write_bytes
 from lltopo.study import Split, Study
 from lltopo.tables import TREES, Tree
 
 _SOURCES = (
+    "diagrams.py",
     "heatmaps.py",
     "figures.py",
     "results.py",
@@ -45,6 +46,7 @@ _SOURCES = (
     "slider.py",
     "report.py",
 )
+_FIGURE = re.compile(r"figures/figure-[A-Za-z0-9._-]+\.png")
 
 
 class Image(NamedTuple):
@@ -115,21 +117,33 @@ def write_report(study: Study, out: Place) -> Place:
     digest = inputs_digest(results)
     target = out / "report.html"
     before = read_bytes(target).decode(errors="replace") if exists(target) else ""
-    listed = [html.unescape(name) for name in re.findall(r'data-file="(figures/[^"/]+)"', before)]
+    listed = _listed_figures(before)
     if f'content="{digest}"' in before and all(exists(out / name) for name in listed):
         return target
     page = report_page(results, digest)
     for name, png in page.images.items():
         write_bytes(out / name, png)
     write_bytes(target, page.html.encode())
-    for name in set(listed) - page.images.keys():
+    for name in _figures_there(out) & listed - page.images.keys():
         remove(out / name)
     return target
 
 
+def _listed_figures(page: str) -> set[str]:
+    """The figures that a page shows; of a foreign page only what could be ours."""
+    names = map(html.unescape, re.findall(r'data-file="([^"]*)"', page))
+    return {name for name in names if _FIGURE.fullmatch(name)}
+
+
+def _figures_there(out: Place) -> set[str]:
+    return {f"figures/{name}" for name in files_below(out / "figures")}
+
+
 def inputs_digest(results: Results) -> str:
     """SHA-256 of all that a page is made from: tables (without timings), study and code."""
-    study = results.study.model_dump(mode="json", include={"runs", "report", "analysis"})
+    study = results.study.model_dump(
+        mode="json", include={"runs", "report", "analysis"}, exclude={"analysis": {"verify"}}
+    )
     metrics = [row | {"seconds": None} for row in results.metrics]
     content = [study, results.series, metrics, results.correlations, results.contours]
     content.append(results.distances)

@@ -6,25 +6,26 @@ finished study is found finished without Ray being started.
 
 from __future__ import annotations
 
+import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Future
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, NamedTuple
+from typing import Any
 
 from lltopo.analysis import current_metadata, write_field_diagrams
+from lltopo.arrivals import Futures, arriving_fields
 from lltopo.data import load_data
 from lltopo.errors import InputError
-from lltopo.fanout import Call, cluster_total, fan_out, ray_session, shared
+from lltopo.fanout import Call, fan_out, ray_session, shared
 from lltopo.graph_files import MadeGraph
-from lltopo.graphs import check_k, known_graphs, study_splits, write_new_graph
+from lltopo.graphs import check_k, check_same_data, known_graphs, study_splits, write_new_graph
 from lltopo.ingestion import given_fields, losses_folder, record_given_losses
-from lltopo.progress import Notify
+from lltopo.plugins import WORKING_FOLDER
 from lltopo.reduction import Findings, series_is_current, write_series
+from lltopo.session import Session
 from lltopo.storage import (
     Place,
     exists,
-    files_below,
     read_bytes,
     remove,
     remove_partial_files,
@@ -32,20 +33,10 @@ from lltopo.storage import (
 )
 from lltopo.study import SPLITS, LossesData, Study, changed_keys
 from lltopo.study_files import parsed_study, study_yaml
-from lltopo.tables import Field, complete_epochs, is_complete, metrics_file, read_table
-
-Futures = Mapping[str, "Future[None]"]
+from lltopo.tables import Field, complete_epochs, recorded_digest
 
 _TRAIN_STATE = ".train"
 _TICK_SECONDS = 0.5
-
-
-class Session(NamedTuple):
-    """A study being worked on: where its results go, and whom to tell of the progress."""
-
-    study: Study
-    out: Place
-    notify: Notify
 
 
 def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
@@ -63,7 +54,11 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
         in the folder.
     """
     study, out, _ = session
+    if "train" in stages and isinstance(study.data, LossesData):
+        raise InputError("data.source: losses are given: there is nothing to train. Use analyze.")
     open_results(study, out)
+    if set(stages) != {"report"}:
+        remove_partial_files(out)
     to_train = unfinished_runs(study, out) if "train" in stages else []
     graphs = _prepared(session, to_train, needs_graphs=bool({"graph", "analyze"} & set(stages)))
     problems: list[str] = []
@@ -74,7 +69,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
         try:
             problems = _with_ray(session, graphs, to_train, findings)
         finally:
-            remove(out / _TRAIN_STATE)
+            if to_train:
+                remove(out / _TRAIN_STATE)
     if "report" in stages:
         from lltopo.report import write_report
 
@@ -91,20 +87,26 @@ def open_results(study: Study, out: Place) -> None:
     Raises
     ------
     InputError
-        Where another study made the results there; names the keys that differ.
+        Where another study, or nobody known, made the results there; names the keys that differ.
     """
     target = out / "study.yaml"
     content = study_yaml(study).encode()
     before = read_bytes(target) if exists(target) else None
-    if before is not None and any(exists(out / made) for made in ("losses", "diagrams")):
+    ours = out / "losses" if losses_folder(study, out) == out / "losses" else None
+    given = isinstance(study.data, LossesData) and isinstance(study.data.losses, str)
+    made = [name for name in ("losses", "diagrams") if exists(out / name)]
+    if before is None and made and not (given and ours is not None and made == ["losses"]):
+        raise InputError(
+            f"{out}: holds {made[0]} of no known study: there is no study.yaml beside them. "
+            "Choose another --out."
+        )
+    if before is not None and made:
         changed = changed_keys(parsed_study(before, str(target)), study)
         if changed:
             raise InputError(
                 f"{target}: the results there were made by another study: {'; '.join(changed)}. "
                 "Choose another --out, or set these back."
             )
-    if before is not None:
-        remove_partial_files(out)
     if before != content:
         write_bytes(target, content)
 
@@ -114,20 +116,22 @@ def _prepared(
 ) -> dict[str, MadeGraph]:
     """The study's graphs where they are needed, made where they are not yet there.
 
-    What would go wrong in every worker is found here first: wrong data, a model that does not fit.
+    What would go wrong in every worker is found here first: data that are wrong or not those of
+    the graphs, a model that does not fit.
     """
     study, out, notify = session
     splits = study_splits(study) if needs_graphs else []
     graphs = known_graphs(study, out, splits)
     missing = [split for split in splits if split not in graphs]
-    fresh = [name for name in to_train if not complete_epochs(out, name, SPLITS)]
     data = None
-    if not isinstance(study.data, LossesData) and (missing or fresh):
+    if not isinstance(study.data, LossesData) and (missing or to_train):
         data = load_data(study.data)
+        check_same_data(graphs, data)
         check_k(study, {split: len(data.split(split).y) for split in missing})
-        for name in fresh:
-            from lltopo.loop import check_run
+    if data is not None and to_train:
+        from lltopo.loop import check_run
 
+        for name in to_train:
             check_run(study.runs[name], data)
     for split in missing:
         graphs[split] = write_new_graph(study, out, split, data, notify)
@@ -150,16 +154,16 @@ def known_findings(
     study, out, notify = session
     if isinstance(study.data, LossesData):
         record_given_losses(study.data, out, lambda done, of: notify("losses", done, of, ""))
-        fields = given_fields(study.data)
+        findings = Findings(given_fields(study.data), {}, {})
     else:
-        fields = _trained_fields(study, out, to_train)
+        findings = _trained_findings(session, to_train)
     losses = losses_folder(study, out)
     metadata = {}
-    for field in fields:
+    for field in findings.fields:
         found = current_metadata(losses, out, field, graphs[field.split].digest)
         if found is not None:
             metadata[field] = found
-    return Findings(fields, metadata, {})
+    return findings._replace(metadata=metadata)
 
 
 def _with_ray(
@@ -172,7 +176,9 @@ def _with_ray(
     study, out, _ = session
     with ExitStack() as stack:
         need = study.resources
-        stack.enter_context(ray_session(need.local_cpus, need.object_store_mb))
+        # one's own functions are found where the driver finds them
+        environment = {WORKING_FOLDER: os.getcwd()}
+        stack.enter_context(ray_session(need.local_cpus, need.object_store_mb, environment))
         futures: Futures = {}
         if to_train:
             from lltopo.training import training_runs
@@ -185,6 +191,10 @@ def _with_ray(
             return _training_problems(futures)
         made = {split: shared(graph) for split, graph in graphs.items()}
         findings = _with_diagrams(session, made, findings, futures)
+        if futures:
+            # trained again elsewhere, an epoch may have other bits than when its diagrams were made
+            findings = _without_stale(session, findings, to_train)
+            findings = _with_diagrams(session, made, findings, {})
         problems = _training_problems(futures)
         return problems + write_series(session.out, study, findings, made)
 
@@ -195,84 +205,32 @@ def _with_diagrams(
     """The findings with the diagrams of all fields that have arrived, while training goes on."""
     study, out, notify = session
     losses = losses_folder(study, out)
-    metadata, failures = dict(findings.metadata), {}
-    contour = study.analysis.contour
-    pending = [field for field in findings.fields if field not in metadata]
+    metadata, failures = dict(findings.metadata), dict(findings.failures)
+    n_fields = len(findings.fields)
+    pending = [f for f in findings.fields if f not in metadata and f not in failures]
     calls = (
-        [Call(field, (losses, out, field, made[field.split], contour)) for field in ready]
+        [Call(field, (losses, out, field, made[field.split], study.analysis)) for field in ready]
         for ready in arriving_fields(session, pending, futures)
     )
-    n_fields = len(findings.fields)
     notify("diagrams", len(metadata), n_fields, "")
-    for outcome in fan_out(write_field_diagrams, calls, 2 * int(cluster_total("CPU"))):
+    for outcome in fan_out(write_field_diagrams, calls):
         if outcome.error is None:
             metadata[outcome.key] = outcome.value
         else:
             failures[outcome.key] = outcome.error
         notify("diagrams", len(metadata) + len(failures), n_fields, "")
-    fields = sorted(metadata.keys() | failures.keys())
-    return Findings(fields, metadata, failures)
+    return Findings(sorted(metadata.keys() | failures.keys()), metadata, failures)
 
 
-def arriving_fields(
-    session: Session, pending: Sequence[Field], futures: Futures
-) -> Iterator[list[Field]]:
-    """The pending fields as their tables become complete; tells of the training meanwhile.
-
-    Ends when all have arrived, or when every training has ended.
-    """
-    out = session.out
-    waiting = list(pending)
-    told: dict[str, int] = {}
-    next_look = 0.0
-    while True:
-        if time.monotonic() < next_look:
-            yield []
-            continue
-        next_look = time.monotonic() + _TICK_SECONDS
-        # asked before looking: what the last epoch wrote is then there
-        ended = all(future.done() for future in futures.values())
-        ready = waiting
-        if futures:
-            recorded = _recorded_epochs(out)
-            _tell_of_training(session, futures, recorded, told)
-            ready = [
-                field
-                for field in waiting
-                if field.epoch in recorded.get(field.run, ())
-                and is_complete(out, field.run, field.epoch, SPLITS)
-            ]
-        yield ready
-        arrived = set(ready)
-        waiting = [field for field in waiting if field not in arrived]
-        if ended:
-            return
-
-
-def _recorded_epochs(out: Place) -> dict[str, set[int]]:
-    recorded: dict[str, set[int]] = {}
-    for name in files_below(out / "metrics"):
-        run, epoch, *_ = (part.partition("=")[2] for part in name.split("/"))
-        recorded.setdefault(run, set()).add(int(epoch))
-    return recorded
-
-
-def _tell_of_training(
-    session: Session, futures: Futures, recorded: Mapping[str, set[int]], told: dict[str, int]
-) -> None:
-    for run in futures:
-        epochs = recorded.get(run, set())
-        if not epochs or told.get(run) == len(epochs):
-            continue
-        told[run] = len(epochs)
-        latest = read_table(metrics_file(session.out, run, max(epochs))).to_pylist()
-        note = ", ".join(
-            f"{row['split']} loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}"
-            for row in latest
-            if row["accuracy"] is not None
-        )
-        n_epochs = session.study.runs[run].training.epochs + 1
-        session.notify(f"train {run}", len(epochs), n_epochs, note)
+def _without_stale(session: Session, findings: Findings, runs: Iterable[str]) -> Findings:
+    """The findings less the diagrams of ``runs`` whose losses were recorded otherwise since."""
+    losses = losses_folder(session.study, session.out)
+    kept = {
+        field: found
+        for field, found in findings.metadata.items()
+        if field.run not in runs or found["losses"] == recorded_digest(losses, field)
+    }
+    return findings._replace(metadata=kept)
 
 
 def _training_problems(futures: Futures) -> list[str]:
@@ -283,25 +241,30 @@ def _training_problems(futures: Futures) -> list[str]:
         if isinstance(error, InputError):
             raise error
         if error is not None:
-            reason = (str(error).splitlines() or [""])[0]
-            problems.append(f"run {run}: training failed: {type(error).__name__}: {reason}")
+            problems.append(f"run {run}: training failed: {type(error).__name__}: {error}")
     return problems
 
 
-def _trained_fields(study: Study, out: Place, to_train: Sequence[str]) -> list[Field]:
-    """All fields of the runs that are being trained, the complete ones of the others."""
-    fields = [
-        Field(name, split, epoch)
-        for name, run in study.runs.items()
-        for epoch in (
-            range(run.training.epochs + 1)
-            if name in to_train
-            else sorted(complete_epochs(out, name, SPLITS))
-        )
-        for split in SPLITS
-    ]
+def _trained_findings(session: Session, to_train: Sequence[str]) -> Findings:
+    """All fields of the runs that are being trained, and those of the others up to their last.
+
+    An epoch whose table is lost counts as failed; a run without any is told of.
+    """
+    study, out, notify = session
+    fields: list[Field] = []
+    lost: dict[Field, str] = {}
+    for name, run in study.runs.items():
+        complete = complete_epochs(out, name, SPLITS)
+        last = run.training.epochs if name in to_train else max(complete, default=-1)
+        if last < run.training.epochs:
+            notify(f"run {name}", last + 1, run.training.epochs + 1, "epochs trained so far")
+        for epoch in range(last + 1):
+            found = [Field(name, split, epoch) for split in SPLITS]
+            fields += found
+            if name not in to_train and epoch not in complete:
+                lost |= dict.fromkeys(found, "its loss table is missing or damaged: train again")
     if not fields:
         raise InputError(
             f"{out}: holds no losses of this study yet. Train it first: lltopo train or lltopo run."
         )
-    return fields
+    return Findings(fields, {}, lost)

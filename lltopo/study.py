@@ -207,6 +207,15 @@ class Training(Section):
             raise ValueError("nesterov needs a momentum above 0")
         return self
 
+    @model_validator(mode="after")
+    def _batch_feeds_all_workers(self) -> Training:
+        if self.batch_size < 2 * self.workers:
+            raise ValueError(
+                "batch_size is too small: expected 2 samples a worker or more, "
+                f"{2 * self.workers} in all, got {self.batch_size}"
+            )
+        return self
+
     def learning_rate(self, epoch: int) -> float:
         """Return the rate of a (1-based) epoch."""
         return self.lr * self.gamma ** sum(milestone <= epoch for milestone in self.milestones)
@@ -280,8 +289,8 @@ class Study(Section):
 def changed_keys(before: Study, after: Study) -> list[str]:
     """List the keys that made results and in which two studies differ.
 
-    A rerun may change ``report``, ``resources``, ``analysis.verify`` and which checkpoints are
-    kept, and may add runs or epochs; these are not listed.
+    A rerun may change ``report``, ``resources``, ``analysis.verify``, ``data.download`` and which
+    checkpoints are kept, and may add runs or epochs; these are not listed.
 
     Parameters
     ----------
@@ -291,25 +300,26 @@ def changed_keys(before: Study, after: Study) -> list[str]:
     Returns
     -------
     list of str
-        Sorted dotted keys, each with both values.
+        Sorted dotted keys, each with both values; a run that went away is one key.
     """
-    free = ("report.", "resources.", "analysis.verify")
     old, new = (dict(_leaves(study.model_dump(mode="json"))) for study in (before, after))
-    added = tuple(f"runs.{name}." for name in after.runs if name not in before.runs)
-    changed = []
-    for key in sorted(old.keys() | new.keys()):
-        was, now = old.get(key), new.get(key)
-        grown = key.endswith(".training.epochs") and isinstance(was, int) and was < (now or 0)
-        kept = key.endswith(".training.keep_checkpoints")
-        if was != now and not (grown or kept or key.startswith((*free, *added))):
-            changed.append(f"{key} (was {was!r}, now {now!r})")
-    return changed
+    old_runs, new_runs = _run_paths(before), _run_paths(after)
+    free = {("report",), ("resources",), ("analysis", "verify"), ("data", "download")}
+    free |= old_runs ^ new_runs
+    changed = [f"{'.'.join(path)} (is gone)" for path in old_runs - new_runs]
+    for path in old.keys() | new.keys():
+        was, now = old.get(path), new.get(path)
+        grown = path[-2:] == ("training", "epochs") and isinstance(was, int) and was < (now or 0)
+        kept = path[-2:] == ("training", "keep_checkpoints")
+        if was != now and not (grown or kept or any(path[: len(part)] == part for part in free)):
+            changed.append(f"{'.'.join(path)} (was {was!r}, now {now!r})")
+    return sorted(changed)
 
 
 def run_digest(study: Study, run: str) -> str:
     """Return the SHA-256 of all that determines a run's losses but its number of epochs."""
     made_by = {
-        "data": study.data.model_dump(mode="json"),
+        "data": study.data.model_dump(mode="json", exclude={"download"}),
         "run": study.runs[run].model_dump(
             mode="json", exclude={"training": {"epochs", "keep_checkpoints"}}
         ),
@@ -317,12 +327,20 @@ def run_digest(study: Study, run: str) -> str:
     return hashlib.sha256(json.dumps(made_by, sort_keys=True).encode()).hexdigest()
 
 
-def _leaves(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _run_paths(study: Study) -> set[tuple[str, ...]]:
+    """Return where the study's runs stand in it, be they trained or given."""
+    paths: set[tuple[str, ...]] = {("runs", name) for name in study.runs}
+    if isinstance(study.data, LossesData) and isinstance(study.data.losses, dict):
+        paths |= {("data", "losses", name) for name in study.data.losses}
+    return paths
+
+
+def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
     if isinstance(value, Mapping) and value:
         for key, inner in value.items():
-            yield from _leaves(inner, f"{prefix}.{key}" if prefix else str(key))
+            yield from _leaves(inner, (*path, str(key)))
     else:
-        yield prefix, value
+        yield path, value
 
 
 def nearest(key: str, known: Sequence[str]) -> str:

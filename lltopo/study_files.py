@@ -14,6 +14,23 @@ from lltopo.errors import InputError
 from lltopo.study import Json, Study, nearest
 
 
+class _StudyLoader(yaml.SafeLoader):
+    """YAML as it should be: a key that is given twice is an error, not the last one's."""
+
+    def compose_mapping_node(self, anchor: dict[Any, yaml.Node]) -> yaml.MappingNode:
+        """Compose a mapping whose keys differ."""
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode):
+                if key.value in seen:
+                    raise yaml.MarkedYAMLError(
+                        problem=f"the key {key.value} is given twice", problem_mark=key.start_mark
+                    )
+                seen.add(key.value)
+        return node
+
+
 def read_study(path: Path, overrides: Sequence[str] = ()) -> Study:
     """Read a study's YAML file.
 
@@ -62,7 +79,7 @@ def parsed_study(
         As in `read_study`, whose errors are raised.
     """
     try:
-        raw = yaml.safe_load(content.decode())
+        raw = yaml.load(content.decode(), _StudyLoader)
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(f"{origin}: no valid YAML: {reason}. Mend the file.") from error
@@ -113,7 +130,7 @@ def study_yaml(study: Study) -> str:
 
 
 def _check_runs(raw: Json, base: Json, origin: str) -> None:
-    """Refuse a study that trains without a run, and one of given losses that names any."""
+    """Refuse a study that trains without a run, one of given losses with any, and numeric names."""
     data, runs = raw.get("data"), raw.get("runs")
     if isinstance(data, Mapping) and data.get("source") == "losses":
         if runs or base:
@@ -126,6 +143,14 @@ def _check_runs(raw: Json, base: Json, origin: str) -> None:
             f"{origin}: runs: is empty: expected at least one run by its name, got {runs!r}. "
             "Add one, such as runs: {large: {training: {lr: 0.1}}}."
         )
+    given = data.get("losses") if isinstance(data, Mapping) else None
+    for key, named in (("runs", runs), ("data.losses", given)):
+        for name in named if isinstance(named, Mapping) else ():
+            if not isinstance(name, str):
+                raise InputError(
+                    f"{origin}: {key}: {name!r} is no name: expected text, got "
+                    f"{type(name).__name__}. Quote it, as in '{name}'."
+                )
 
 
 def _merged_run(base: Json, run: Any) -> Any:
@@ -159,7 +184,7 @@ def _set(raw: Json, override: str) -> None:
         section[parent] = dict(inner) if isinstance(inner, Mapping) else {}
         section = section[parent]
     try:
-        section[last] = yaml.safe_load(text)
+        section[last] = yaml.load(text, _StudyLoader)
     except yaml.YAMLError as error:
         raise InputError(f"--set: {key}: the value {text!r} is no valid YAML.") from error
 

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lltopo.errors import InputError
-from lltopo.storage import Place, exists, files_below, read_bytes, write_bytes
+from lltopo.storage import Place, exists, files_below, open_file, read_bytes, write_bytes
 
 Tree = Literal["join", "split"]
 TREES: tuple[Tree, Tree] = ("join", "split")
@@ -180,7 +180,7 @@ def is_complete(out: Place, run: str, epoch: int, splits: Sequence[str]) -> bool
 
 
 def write_losses(losses: Place, field: Field, table: LossTable) -> None:
-    """Write one field's loss table, with the digest of its content in the metadata."""
+    """Write one field's loss table; its metadata holds the digest of the losses alone."""
     n = len(table.loss)
     columns = {
         "sample": pa.array(np.arange(n, dtype=np.int32)),
@@ -192,7 +192,7 @@ def write_losses(losses: Place, field: Field, table: LossTable) -> None:
     encodings = {"sample": "DELTA_BINARY_PACKED", "loss": "BYTE_STREAM_SPLIT"}
     _write(
         losses_file(losses, field),
-        content.replace_schema_metadata({"content": losses_digest(table.loss)}),
+        content.replace_schema_metadata({"losses": losses_digest(table.loss)}),
         column_encoding=encodings,
         use_dictionary=["label", "prediction"],
     )
@@ -225,14 +225,15 @@ def losses_digest(loss: NDArray[np.float32]) -> str:
 
 
 def recorded_digest(losses: Place, field: Field) -> str | None:
-    """Return the digest of a loss table, from its metadata where it is there.
+    """Return the digest of a table's losses, from its metadata where it is there.
 
-    None for a table that is absent or cut short.
+    Labels and predictions have no part in it: diagrams are made of losses alone. None for a table
+    that is absent or cut short.
     """
     metadata = footer(losses_file(losses, field))
     if metadata is None:
         return None
-    return metadata.get("content") or losses_digest(read_losses(losses, field).loss)
+    return metadata.get("losses") or losses_digest(read_losses(losses, field).loss)
 
 
 def read_table(source: Place, schema: pa.Schema | None = None) -> pa.Table:
@@ -271,7 +272,7 @@ def footer(source: Place) -> dict[str, str] | None:
     if not exists(source):
         return None
     try:
-        with source.filesystem.open_input_file(source.path) as file:
+        with open_file(source) as file:
             metadata = pq.read_schema(file).metadata or {}
     except (pa.ArrowException, OSError):
         return None

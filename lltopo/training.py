@@ -7,7 +7,6 @@ second copy.
 
 from __future__ import annotations
 
-import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -86,12 +85,18 @@ def _fit(study: Study, out: Place, name: str, state: Place) -> None:
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
         ),
     )
-    trainer.fit()
+    try:
+        trainer.fit()
+    except ray.train.WorkerGroupError as error:
+        # Train's own message is a whole traceback; the cause says it in a line
+        for cause in error.worker_failures.values():
+            if isinstance(cause, InputError):
+                raise cause from error
+            raise RuntimeError(" ".join(str(cause).split()[-60:])) from error
+        raise
 
 
 def _train_worker(config: dict[str, Any]) -> None:
-    # cuBLAS is deterministic only with a fixed workspace, chosen before its first use
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     from lltopo.data import load_data
     from lltopo.loop import Worker, train_run
 

@@ -14,7 +14,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from numpy.typing import NDArray
 
-from lltopo.figures import COLOURS, new_figure, short_name
+from lltopo.figures import COLOUR_MAP, COLOURS, LINES, MARKERS, new_figure, short_name
 from lltopo.plates import FIELDS, SPLIT_NAMES, TREE_NAMES, Plate
 from lltopo.results import Results, Row, matching, orders
 
@@ -71,8 +71,8 @@ def plot_distance_matrix(
     -------
     Axes
     """
-    ax = ax or new_figure(4.6, 4.0).subplots()
-    image = ax.imshow(distances, cmap="viridis", interpolation="nearest")
+    ax = ax if ax is not None else new_figure(5.6, 4.3).subplots()
+    image = ax.imshow(distances, cmap=COLOUR_MAP, interpolation="nearest")
     ax.figure.colorbar(image, ax=ax, label="distance (loss)", shrink=0.8)
     ends = np.cumsum(list(lengths.values()))
     for end in ends[:-1]:
@@ -80,8 +80,8 @@ def plot_distance_matrix(
         ax.axvline(end - 0.5, color="white", linewidth=1.0)
     middles = ends - np.array(list(lengths.values())) / 2 - 0.5
     names = [short_name(run) for run in lengths]
-    ax.set_xticks(middles, names)
-    ax.set_yticks(middles, names, rotation=90, va="center")
+    ax.set_xticks(middles, names, parse_math=False)
+    ax.set_yticks(middles, names, rotation=90, va="center", parse_math=False)
     ax.tick_params(length=0)
     return ax
 
@@ -104,21 +104,30 @@ def plot_trajectories(
     -------
     Axes
     """
-    ax = ax or new_figure(4.6, 4.0).subplots()
+    ax = ax if ax is not None else new_figure(5.6, 4.3).subplots()
     start = 0
     for i, (run, shown) in enumerate(epochs.items()):
         way = points[start : start + len(shown)]
         start += len(shown)
-        colour, marker = COLOURS[i % len(COLOURS)], "os^Dv"[i % 5]
-        ax.plot(*way.T, color=colour, marker=marker, markersize=3.5, label=short_name(run))
+        colour = COLOURS[i % len(COLOURS)]
+        ax.plot(
+            *way.T,
+            color=colour,
+            linestyle=LINES[i % len(LINES)],
+            marker=MARKERS[i % len(MARKERS)],
+            markersize=4,
+            label=short_name(run),
+        )
         for at in {0, len(shown) - 1}:
             ax.annotate(
                 str(shown[at]), way[at], xytext=(4, 4), textcoords="offset points", color=colour
             )
+    ax.margins(0.1)
     ax.set_aspect("equal", adjustable="datalim")
     ax.set(xlabel="first axis (loss)", ylabel="second axis (loss)")
     ax.grid(visible=True, color="0.9")
-    ax.legend(fontsize=8)
+    for text in ax.legend(fontsize=8).get_texts():
+        text.set_parse_math(False)
     return ax
 
 
@@ -134,15 +143,15 @@ def matrix_plates(results: Results) -> Iterator[Plate]:
             for run, epoch in keys:
                 epochs.setdefault(run, []).append(epoch)
             scaling = classical_scaling(distances)
-            figure = new_figure(9.0, 4.0)
-            left, right = figure.subplots(1, 2)
-            plot_distance_matrix(distances, {run: len(e) for run, e in epochs.items()}, ax=left)
-            plot_trajectories(scaling.points, epochs, ax=right)
-            left.set_title("epochs, run after run")
-            right.set_title(f"the best plane ({scaling.share:.0%})")
+            figure = new_figure(5.6, 8.6)
+            above, below = figure.subplots(2)
+            plot_distance_matrix(distances, {run: len(e) for run, e in epochs.items()}, ax=above)
+            plot_trajectories(scaling.points, epochs, ax=below)
+            above.set_title("epochs, run after run")
+            below.set_title(f"the best plane ({scaling.share:.0%})")
             caption = (
                 f"W{order:g} between all epochs of all runs, {TREE_NAMES[tree]}, "
-                f"{SPLIT_NAMES[split]}; right: classical scaling, first and last epoch numbered."
+                f"{SPLIT_NAMES[split]}; below: classical scaling, first and last epoch numbered."
             )
             yield Plate("", f"matrix-{split}-{tree}-{order:g}", caption, figure)
 

@@ -19,7 +19,7 @@ from lltopo.analysis import (
     in_study_order,
     read_pairs,
     reference_epochs,
-    series_digest,
+    series_digests,
     write_field_diagrams,
 )
 from lltopo.errors import InputError
@@ -48,7 +48,7 @@ def record(out: Place, loss: np.ndarray, epoch: int = 2) -> Field:
 
 def analyzed(out: Place, loss: np.ndarray, epoch: int = 2, contour: bool = False) -> Field:
     field = record(out, loss, epoch)
-    write_field_diagrams(out / "losses", out, field, PATH, contour)
+    write_field_diagrams(out / "losses", out, field, PATH, Analysis(contour=contour))
     return field
 
 
@@ -56,7 +56,7 @@ def analyzed(out: Place, loss: np.ndarray, epoch: int = 2, contour: bool = False
 
 
 def test_the_diagrams_of_a_path_are_those_found_by_hand() -> None:
-    found = field_diagrams(LOSS, PATH, contour=False)
+    found = field_diagrams(LOSS, PATH)
     split = list(zip(*found.split, strict=True))
     # the minimum 3 meets an elder component at 5, the minimum 2 at 7, the least one lives on
     assert sorted(split) == [(1, 7, 0, 1, True), (2, 7, 2, 1, False), (3, 5, 4, 3, False)]
@@ -72,14 +72,14 @@ def test_a_field_of_another_length_is_refused() -> None:
     with pytest.raises(
         InputError, match=r"loss: does not fit the graph: expected 5 samples, got 4"
     ):
-        field_diagrams(LOSS[:4], PATH, contour=False)
+        field_diagrams(LOSS[:4], PATH)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
 def test_a_field_that_is_not_finite_has_diverged(value: float) -> None:
     loss = LOSS.copy()
     loss[[1, 3]] = value
-    found = field_diagrams(loss, PATH, contour=True)
+    found = field_diagrams(loss, PATH)
     assert all(len(column) == 0 for pairs in (found.join, found.split) for column in pairs)
     assert found.metadata["status"] == "diverged"
     assert found.metadata["n_nonfinite"] == "2"
@@ -88,8 +88,8 @@ def test_a_field_that_is_not_finite_has_diverged(value: float) -> None:
 
 
 def test_both_diagrams_are_written_and_read_back(out: Place) -> None:
-    metadata = write_field_diagrams(out / "losses", out, record(out, LOSS), PATH, False)
-    expected = field_diagrams(LOSS, PATH, False)
+    metadata = write_field_diagrams(out / "losses", out, record(out, LOSS), PATH, Analysis())
+    expected = field_diagrams(LOSS, PATH)
     for tree, pairs in (("join", expected.join), ("split", expected.split)):
         found = read_pairs(out, FIELD, tree)
         for ours, theirs in zip(found, pairs, strict=True):
@@ -103,7 +103,7 @@ def test_the_same_field_makes_the_same_bytes(out: Place) -> None:
     field = analyzed(out, LOSS)
     files = [Path(diagram_file(out, field, tree).path) for tree in ("join", "split")]
     before = [file.read_bytes() for file in files]
-    write_field_diagrams(out / "losses", out, field, PATH, False)
+    write_field_diagrams(out / "losses", out, field, PATH, Analysis())
     assert [file.read_bytes() for file in files] == before
     assert before[0] != before[1]
 
@@ -117,7 +117,7 @@ def test_the_contour_tree_is_counted_where_it_is_asked_for(out: Place) -> None:
         # a path is its own contour tree
         assert (row["n_maxima"], row["n_minima"], row["n_arcs"]) == (2, 3, 4)
     pa.Table.from_pylist(rows, schema=CONTOURS)
-    plain = {FIELD: field_diagrams(LOSS, PATH, False).metadata}
+    plain = {FIELD: field_diagrams(LOSS, PATH).metadata}
     assert contour_rows(plain) == []
 
 
@@ -127,9 +127,9 @@ def test_the_contour_tree_is_counted_where_it_is_asked_for(out: Place) -> None:
 def test_diagrams_of_this_table_and_graph_are_current(out: Place) -> None:
     field = record(out, LOSS)
     assert current_metadata(out / "losses", out, field, "path") is None
-    write_field_diagrams(out / "losses", out, field, PATH, False)
+    write_field_diagrams(out / "losses", out, field, PATH, Analysis())
     found = current_metadata(out / "losses", out, field, "path")
-    assert found == field_diagrams(LOSS, PATH, False).metadata
+    assert found == field_diagrams(LOSS, PATH).metadata
 
 
 def test_another_graph_or_loss_makes_diagrams_stale(out: Place) -> None:
@@ -154,7 +154,7 @@ def test_a_lost_diagram_makes_both_stale(out: Place, tree: str, how: str) -> Non
         path.write_bytes(path.read_bytes()[:-5])
     else:
         # of an older table: a process was killed between the two files
-        older = field_diagrams(LOSS + 1, PATH, False).metadata
+        older = field_diagrams(LOSS + 1, PATH).metadata
         pq.write_table(pq.read_table(path).replace_schema_metadata(dict(older)), path)
     assert current_metadata(out / "losses", out, field, "path") is None
 
@@ -174,12 +174,14 @@ def test_the_reference_is_the_last_epoch_that_is_ok() -> None:
         Field("a", "train", 1): ok,
         Field("a", "train", 10): ok,
         Field("a", "train", 9): ok,
+        Field("a", "train", 8): ok,
+        Field("a", "val", 1): ok,
         Field("a", "val", 8): ok,
         Field("a", "val", 9): diverged,
         Field("a", "val", 10): diverged,
         Field("b", "train", 0): diverged,
     }
-    assert reference_epochs(metadata) == {("a", "train"): 10, ("a", "val"): 8}
+    assert reference_epochs(metadata) == {"a": 8}
 
 
 # -- rows --
@@ -266,17 +268,24 @@ def test_a_failed_field_has_rows_that_say_why() -> None:
 
 def test_the_series_is_another_when_any_of_its_inputs_is() -> None:
     metadata = {FIELD: {"losses": "a", "graph": "b"}}
-    digest = series_digest(metadata, Analysis())
-    assert series_digest({FIELD: {"losses": "a", "graph": "b"}}, Analysis(verify=5)) == digest
+    digest = series_digests(metadata, Analysis())
+    assert series_digests({FIELD: {"losses": "a", "graph": "b"}}, Analysis(verify=5)) == digest
     others = [
-        series_digest(metadata, Analysis(order=[2])),
-        series_digest(metadata, Analysis(degree=2)),
-        series_digest({FIELD: {"losses": "x", "graph": "b"}}, Analysis()),
-        series_digest({FIELD: {"losses": "a", "graph": "x"}}, Analysis()),
-        series_digest({FIELD._replace(epoch=3): {"losses": "a", "graph": "b"}}, Analysis()),
-        series_digest({}, Analysis()),
+        series_digests(metadata, Analysis(order=[2])),
+        series_digests(metadata, Analysis(degree=2)),
+        series_digests({FIELD: {"losses": "x", "graph": "b"}}, Analysis()),
+        series_digests({FIELD: {"losses": "a", "graph": "x"}}, Analysis()),
+        series_digests({FIELD._replace(epoch=3): {"losses": "a", "graph": "b"}}, Analysis()),
     ]
-    assert len({digest, *others}) == 7
+    assert len({other[FIELD.run] for other in [digest, *others]}) == 6
+
+
+def test_a_runs_series_does_not_hang_on_the_other_runs() -> None:
+    found = {"losses": "a", "graph": "b"}
+    alone = series_digests({FIELD: found}, Analysis())
+    both = series_digests({FIELD: found, FIELD._replace(run="other"): found}, Analysis())
+    assert both[FIELD.run] == alone[FIELD.run]
+    assert both.keys() == {FIELD.run, "other"}
 
 
 def test_rows_stand_in_the_studys_order() -> None:

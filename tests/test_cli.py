@@ -20,6 +20,7 @@ from tiny import png, tiny_arrays, tiny_npz, tiny_raw, write_shard
 
 import lltopo
 from lltopo import cli, stages
+from lltopo.errors import TransientError
 from lltopo.storage import place
 from lltopo.study_files import read_study
 
@@ -240,6 +241,28 @@ def test_an_out_below_a_regular_file_is_refused(
     assert text.endswith("Choose another folder with --out.")
 
 
+def test_an_out_that_cannot_be_reached_is_refused(
+    command: Command, study_file: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / ("x" * 300)
+    text = complaint(command("run", study_file, "--out", out))
+    assert text.startswith(f"{out}/study.yaml: cannot be read: File name too long. Choose another ")
+
+
+def test_a_store_that_does_not_answer_ends_with_one_line(
+    command: Command, study_file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def silent(session: Any, names: Any) -> None:
+        raise TransientError("s3://bucket/out: cannot be read: no answer. Try again.")
+
+    monkeypatch.setattr(stages, "run_stages", silent)
+    ended = command("run", study_file)
+    assert (ended.status, ended.err) == (
+        1,
+        "lltopo: s3://bucket/out: cannot be read: no answer. Try again.\n",
+    )
+
+
 def test_an_out_of_no_known_kind_is_refused(command: Command, study_file: Path) -> None:
     text = complaint(command("run", study_file, "--out", "ftp://host/folder"))
     assert text.startswith("ftp://host/folder: cannot be opened as a file, s3 or gs URI: ")
@@ -321,6 +344,7 @@ def test_given_losses_that_are_none_are_refused(
         ([], "analyze: needs either a STUDY or --losses"),
         (["STUDY", "--losses", "x"], "analyze: needs either a STUDY or --losses"),
         (["STUDY", "--features", "val=x"], "--features: has no use without --losses"),
+        (["STUDY", "--first-epoch", "0"], "--first-epoch: has no use without --losses"),
         (["--losses", "val=x.npy"], "--out: is missing"),
         (["--losses", "test=x.npy", "--out", "o"], "--losses: 'test=x.npy' names no split: expect"),
         (["--losses", "x", "--losses", "val=y", "--out", "o"], "--losses: 'x' names no split"),
@@ -354,11 +378,28 @@ def test_runs_splits_and_files_are_told_apart(
     monkeypatch.chdir(tmp_path)
     texts = ["a:train=x.npy", "a:val=/y.npy", "val=b=c:d.npy"]
     assert cli._given_losses(texts) == {
-        "a": {"train": f"{tmp_path}/x.npy", "val": "/y.npy"},
-        "run": {"val": f"{tmp_path}/b=c:d.npy"},
+        "a": {"train": "x.npy", "val": "/y.npy"},
+        "run": {"val": "b=c:d.npy"},
     }
-    assert cli._given_losses(["folder"]) == f"{tmp_path}/folder"
-    assert cli._given_losses(["s3://bucket/losses"]) == "s3://bucket/losses"
+    for folder in ("folder", "s3://bucket/losses", "s3://bucket/lr=0.1/losses"):
+        assert cli._given_losses([folder]) == folder
+    # a folder that is there is one, whatever it is called
+    (tmp_path / "lr=0.1/losses").mkdir(parents=True)
+    assert cli._given_losses(["lr=0.1/losses"]) == "lr=0.1/losses"
+
+
+def test_losses_and_features_are_relative_to_the_working_folder(
+    command: Command, given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    seen = []
+    monkeypatch.setattr(stages, "run_stages", lambda session, _: seen.append(session.study) or [])
+    relative = [text.replace(f"{tmp_path}/", "") for text in given]
+    assert command("analyze", *relative).status == 0
+    [study] = seen
+    assert study.data.losses == {"run": {s: f"{tmp_path}/{s}.npy" for s in ("train", "val")}}
+    assert study.data.features == {s: f"{tmp_path}/x_{s}.npy" for s in ("train", "val")}
+    assert study.data.first_epoch == 1
 
 
 # -- what ends otherwise --

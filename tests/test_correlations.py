@@ -131,6 +131,20 @@ def test_infinite_values_are_left_out() -> None:
     assert by_key["n_pairs", "val_loss", False]["n"] == 10
 
 
+def test_differences_never_reach_across_a_gap() -> None:
+    epochs = (1, 2, 3, 7, 8)
+    rows = [row | {"reference_epoch": 99} for row in series() if row["epoch"] in epochs]
+    by_key = found(correlation_rows(rows, metrics()))
+    assert by_key["n_pairs", "val_loss", False]["n"] == 5
+    row = by_key["n_pairs", "val_loss", True]
+    steps = [(1, 2), (2, 3), (7, 8)]
+    x = [MEASURES["n_pairs"][b] - MEASURES["n_pairs"][a] for a, b in steps]
+    y = [METRICS["val", "loss"][b] - METRICS["val", "loss"][a] for a, b in steps]
+    assert row["n"] == 3
+    assert row["pearson"] == pytest.approx(stats.pearsonr(x, y)[0], abs=1e-12)
+    assert row["spearman"] == pytest.approx(stats.spearmanr(x, y)[0], abs=1e-12)
+
+
 def test_unknown_accuracy_makes_no_coefficient() -> None:
     unknown = [row | {"accuracy": None} for row in metrics()]
     by_key = found(correlation_rows(series(), unknown))

@@ -6,6 +6,7 @@ import gzip
 import io
 import struct
 import sys
+import tracemalloc
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import png, tiny_arrays, tiny_npz, write_shard
 
+from lltopo import data as data_module
 from lltopo.data import DataSet, graph_features, load_data, read_array
 from lltopo.errors import InputError
 from lltopo.study import (
@@ -311,7 +313,7 @@ SIXTEEN_BITS = png(np.full((5, 6), 40_000, np.uint16))
         ),
         ([png(GREY), png(GREY)], [0, None], "label: does not fit the samples"),
         ([png(GREY), png(GREY)], [0, -1], "label: is out of range: expected 0 to 32767, got -1"),
-        ([], [], "images differ in shape: expected one for all, got none"),
+        ([], [], "holds no images in t"),
     ],
 )
 def test_a_wrong_cell_is_refused(
@@ -328,6 +330,18 @@ def test_a_damaged_shard_is_refused(hub: tuple[Path, dict[str, np.ndarray]]) -> 
     shard = hub[0] / "train-00002-of-00003.parquet"
     shard.write_bytes(shard.read_bytes()[:-9])
     assert refusal(hub_data(hub[0])).startswith(f"{shard}: cannot be read: ")
+
+
+def test_images_are_decoded_into_place(tmp_path: Path) -> None:
+    images = [png(RNG.integers(0, 256, (40, 40, 3)).astype(np.uint8))] * 3000
+    write_shard(tmp_path / "train-0.parquet", images, [0] * len(images))
+    tracemalloc.start()
+    x = data_module._parquet(hub_data(tmp_path), ("train",)).x
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert x.shape == (3000, 3, 40, 40)
+    # a list of all images and then their stack would be twice the array
+    assert peak < 1.5 * x.nbytes
 
 
 # -- torchvision --

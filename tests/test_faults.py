@@ -33,6 +33,7 @@ from processes import (
 from lltopo.analysis import write_field_diagrams
 from lltopo.graph_files import graph_file, read_graph
 from lltopo.storage import place
+from lltopo.study import Analysis
 from lltopo.tables import fields_in
 
 EPOCHS = 12
@@ -220,10 +221,10 @@ def test_killed_analysis_worker(tmp_path: Path) -> None:
     finish(process, log)
     after = snapshot(out, "diagrams")
     assert finished_fields(before, rewritten(before, after)) == []
-    undisturbed = place(tmp_path / "undisturbed")
+    undisturbed, analysis = place(tmp_path / "undisturbed"), Analysis(contour=True)
     made = read_graph(graph_file(place(out), "val"))
     for field in fields_in(place(out / "losses")):
-        write_field_diagrams(place(out / "losses"), undisturbed, field, made, True)
+        write_field_diagrams(place(out / "losses"), undisturbed, field, made, analysis)
     assert after.content == snapshot(tmp_path / "undisturbed", "diagrams").content
     assert len(after.content) == 2 * epochs
     assert len(pq.read_table(out / "series.parquet")) == 2 * epochs

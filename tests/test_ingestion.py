@@ -178,6 +178,14 @@ def test_a_folder_without_tables_is_refused(files: dict[str, str], tmp_path: Pat
         assert str(caught.value).startswith(f"{path}: holds no loss table: expected run=R/split=S/")
 
 
+@pytest.mark.parametrize("run", ["a b", ".hidden", "a$b$", "x" * 101])
+def test_a_folders_unsafe_run_is_refused(files: dict[str, str], folder: Path, run: str) -> None:
+    (folder / "run=r").rename(folder / f"run={run}")
+    with pytest.raises(InputError) as caught:
+        given_fields(losses_data(files, str(folder)))
+    assert str(caught.value).startswith(f"{folder}: run: {run!r} is no safe file name")
+
+
 def test_losses_are_in_the_folder_named_or_with_the_results(
     files: dict[str, str], folder: Path, tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ from torch.utils.data import TensorDataset
 
 import lltopo
 from lltopo.errors import InputError
+from lltopo.evaluation import dataset_losses
 from lltopo.recorder import LossRecorder, split_metrics
 from lltopo.storage import files_below, place
 from lltopo.tables import Field, LossTable, metrics_file, read_losses, read_table
@@ -151,6 +152,59 @@ def test_a_class_that_the_table_cannot_hold_is_refused(recorder: LossRecorder) -
 
     with pytest.raises(InputError, match=r"labels: are out of range: expected 0 to 32767"):
         recorder.record(nn.Linear(2, 2), {"val": data}, 1, loss_function=ignoring)
+
+
+def test_recording_may_be_tried_again(recorder: LossRecorder, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    model, y = nn.Linear(2, 2), torch.arange(9) % 2
+    good = TensorDataset(torch.randn(9, 2), y)
+    wrong_shape = TensorDataset(torch.randn(9, 3), y)
+    wrong_class = TensorDataset(torch.randn(9, 2), torch.full((9,), 70_000))
+
+    def squares(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return outputs.square().sum(dim=1)
+
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        recorder.record(model, {"train": good, "val": wrong_shape}, 1)
+    with pytest.raises(InputError, match="labels: are out of range"):
+        recorder.record(model, {"train": good, "val": wrong_class}, 1, loss_function=squares)
+    assert files_below(place(tmp_path)) == []
+    recorder.record(model, {"train": good, "val": good}, 1)
+    assert [len(losses(tmp_path, split).loss) for split in ("train", "val")] == [9, 9]
+
+
+def test_a_regression_has_losses_and_no_classes(recorder: LossRecorder, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x, y = torch.randn(9, 2), torch.randn(9)
+
+    def squares(outputs: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        return (outputs.reshape(len(y), -1) - y.reshape(len(y), -1)).square().sum(dim=1)
+
+    targets = {
+        "flat": y,
+        "column": y[:, None],
+        "integers": torch.arange(9),
+        "two": torch.randn(9, 2),
+    }
+    for epoch, (name, target) in enumerate(targets.items()):
+        model = nn.Linear(2, 2 if name == "two" else 1)
+        if name == "flat":
+            model = nn.Sequential(model, nn.Flatten(0))
+        recorder.record(model, {"val": TensorDataset(x, target)}, epoch, loss_function=squares)
+        found = losses(tmp_path, "val", epoch)
+        expected = squares(model(x), target).detach()
+        np.testing.assert_allclose(found.loss, expected, rtol=1e-5, atol=1e-6)
+        assert (found.label, found.prediction) == (None, None)
+        assert [row["accuracy"] for row in metrics(tmp_path, epoch)] == [None]
+
+
+def test_a_class_above_int16_is_not_wrapped() -> None:
+    scores = torch.zeros(2, 40_000)
+    scores[:, 39_999] = 1.0
+    data = TensorDataset(scores, torch.tensor([0, 39_999]))
+    found = dataset_losses(nn.Identity(), data, 2, None)
+    assert found.prediction.tolist() == [39_999, 39_999]
+    assert found.label.tolist() == [0, 39_999]
 
 
 # -- update --

@@ -339,6 +339,50 @@ def test_another_input_has_another_digest(tmp_path, change):
     assert before != after
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "figures/..&#47;..&#47;victim",
+        "figures/../../victim",
+        "figures/figure-..&#47;..&#47;..&#47;victim.png",
+        "&#46;./victim",
+        "figures/mine.png",
+        "figures/figure-folder.png",
+    ],
+)
+def test_a_foreign_page_removes_nothing_of_others(undrawn, tmp_path, name):
+    out = tmp_path / "out"
+    kept = ["victim/file", "victim.png/file", "out/figures/mine.png"]
+    kept.append("out/figures/figure-folder.png/file")
+    for path in kept:
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("mine")
+    (out / "report.html").write_text(f'<img data-file="{name}">')
+    write_report(*planted_study(SMALL, out))
+    assert all((tmp_path / path).is_file() for path in kept)
+
+
+def test_how_much_is_verified_draws_nothing_anew(small):
+    study, out = planted_study(SMALL, small.folder)
+    verified = study.analysis.model_copy(update={"verify": 5})
+    results = read_results(study, out)
+    other = results._replace(study=study.model_copy(update={"analysis": verified}))
+    assert inputs_digest(other) == inputs_digest(results)
+
+
+def test_every_file_that_the_page_is_made_by_is_of_its_inputs():
+    package = Path(report.__file__).parent
+    sources = set(report._SOURCES)
+    # where a thing lies and what is wrong with it are not what is drawn
+    elsewhere = {"errors.py", "storage.py", "study.py", "tables.py"}
+    for source in sources - {"diagrams.py"}:  # which reaches the trees: not drawn, but tabled
+        text = (package / source).read_text()
+        names = re.findall(r"^from lltopo\.(\w+) import", text, re.MULTILINE)
+        for group in re.findall(r"^from lltopo import (.+)$", text, re.MULTILINE):
+            names += group.split(", ")
+        assert {f"{name}.py" for name in names} <= sources | elsewhere, source
+
+
 def test_figures_that_are_no_longer_shown_are_removed(undrawn, tmp_path):
     report_of(SMALL._replace(milestones=(2,)), tmp_path)
     assert (tmp_path / "figures/figure-7.7.png").exists()

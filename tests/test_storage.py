@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, ClassVar
 
 import pytest
+from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs as pafs
 
-from lltopo.errors import InputError
+from lltopo import storage
+from lltopo.errors import InputError, TransientError
 from lltopo.storage import (
     Place,
     exists,
@@ -28,8 +33,6 @@ def root(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """A folder on a disk, and one in a store that has keys but no folders, as s3 has."""
     if request.param == "disk":
         return place(tmp_path / "not" / "yet" / "there")
-    from fsspec.implementations.memory import MemoryFileSystem
-
     filesystem = MemoryFileSystem()
     filesystem.store.clear()
     return Place(pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), "/bucket/prefix")
@@ -142,6 +145,100 @@ def test_a_folder_is_not_overwritten_by_a_file(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="cannot be written"):
         write_bytes(place(tmp_path / "folder"), b"x")
     assert os.listdir(tmp_path) == ["folder"]
+
+
+# -- faults --
+
+
+class Faulty(MemoryFileSystem):
+    """A store that fails as it is told to: by the name of an operation, with an error."""
+
+    faults: ClassVar[dict[str, BaseException]] = {}
+
+    def info(self, path: str, **options: Any) -> Any:
+        self._fail("info")
+        return super().info(path, **options)
+
+    def find(self, path: str, **options: Any) -> Any:
+        self._fail("find")
+        return super().find(path, **options)
+
+    def _open(self, path: str, mode: str = "rb", **options: Any) -> Any:
+        self._fail(mode)
+        return super()._open(path, mode, **options)
+
+    def _fail(self, operation: str) -> None:
+        if operation in self.faults:
+            raise self.faults[operation]
+
+
+@pytest.fixture
+def faulty(monkeypatch: pytest.MonkeyPatch) -> Place:
+    monkeypatch.setattr(Faulty, "faults", {})
+    filesystem = Faulty(skip_instance_cache=True)
+    filesystem.store.clear()
+    return Place(pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), "/bucket")
+
+
+USES = {
+    "info": exists,
+    "find": files_below,
+    "rb": lambda root: read_bytes(root / "file"),
+    "wb": lambda root: write_bytes(root / "other", b"x"),
+}
+
+
+@pytest.mark.parametrize("operation", USES)
+def test_a_store_that_does_not_answer_may_be_tried_again(faulty: Place, operation: str) -> None:
+    write_bytes(faulty / "file", b"x")
+    Faulty.faults[operation] = OSError("no answer")
+    with pytest.raises(
+        TransientError, match=r"/bucket.*: cannot be .*: .*no answer.* Try again\.$"
+    ):
+        USES[operation](faulty)
+    Faulty.faults.clear()
+    USES[operation](faulty)
+
+
+def test_a_store_that_may_not_be_entered_is_refused(faulty: Place) -> None:
+    Faulty.faults["info"] = PermissionError(errno.EACCES, "no")
+    with pytest.raises(InputError, match=r"/bucket: cannot be read: Permission denied\."):
+        exists(faulty)
+
+
+def test_an_interrupted_write_leaves_what_was_there(
+    faulty: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_bytes(faulty / "file", b"before")
+
+    def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    # between the content and the store there is a single call, which a signal cannot part
+    monkeypatch.setattr(storage.pafs, "copy_files", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(faulty / "file", b"after")
+    with pytest.raises(KeyboardInterrupt):
+        write_bytes(faulty / "other", b"after")
+    assert read_bytes(faulty / "file") == b"before"
+    assert not exists(faulty / "other")
+
+
+@pytest.mark.parametrize("operation", [exists, files_below, read_bytes, remove])
+def test_a_path_that_cannot_be_reached_is_refused(
+    tmp_path: Path, operation: Callable[[Place], Any]
+) -> None:
+    with pytest.raises(
+        InputError, match=r"x: cannot be (read|removed): File name too long\. Choos"
+    ):
+        operation(place(tmp_path / ("x" * 300)))
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may enter every folder")
+def test_a_folder_that_may_not_be_entered_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "shut").mkdir(mode=0)
+    with pytest.raises(InputError, match=r"shut/x: cannot be read: Permission denied\."):
+        exists(place(tmp_path / "shut/x"))
 
 
 # -- paths and URIs --

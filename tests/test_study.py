@@ -59,6 +59,11 @@ REFUSED = [
     ({"training.lr": math.nan}, "runs.large.training.lr: is not valid: expected a finite number"),
     ({"training.lr": -1}, "runs.large.training.lr: is not valid"),
     ({"training.milestones": [3, 2]}, "runs.large.training.milestones: is not valid: expected ris"),
+    (
+        {"training.batch_size": 7, "training.workers": 4},
+        "runs.large.training: is not valid: batch_size is too small: expected 2 samples a worker "
+        "or more, 8 in all, got 7.",
+    ),
     ({"training.momentum": 0}, "runs.large.training: is not valid: nesterov needs a momentum"),
     ({"training": [1]}, "runs.large.training: is not valid"),
     ({"runs.large": 3}, "runs.large: is not valid"),
@@ -80,6 +85,13 @@ REFUSED = [
     ({"runs": {}}, "runs: is empty: expected at least one run by its name, got {}."),
     ({"runs": None}, "runs: is empty"),
     ({"runs": ["large"]}, "runs: is empty"),
+    *[
+        (
+            {"runs": {name: {}}},
+            f"runs: {name!r} is no name: expected text, got {kind}. Quote it, as",
+        )
+        for name, kind in ((0.1, "float"), (7, "int"), (True, "bool"))
+    ],
     *[
         ({"runs": {name: {}}}, f"runs: {name!r} is no safe file name")
         for name in ("a/b", "..", ".hidden", "", "a b", "a=b", "a\n", "é", "x" * 101)
@@ -105,6 +117,7 @@ GIVEN = {"source": "losses", "losses": {"r": {"train": "a.npy"}}, "features": {"
     [
         ({"losses": {"r/": {"train": "a"}}}, {}, "data.losses: 'r/' is no safe file name"),
         ({"losses": {"r": {"trian": "a"}}}, {}, "data.losses.r.trian: is not valid: expected 'tr"),
+        ({"losses": {0.1: {"train": "a"}}}, {}, "data.losses: 0.1 is no name: expected text, got"),
         ({"losses": 3}, {}, "data.losses: is not valid"),
         ({"features": {"test": "x"}}, {}, "data.features.test: is not valid"),
         ({"first_epoch": -1}, {}, "data.first_epoch: is not valid"),
@@ -125,6 +138,11 @@ def test_given_losses_are_refused_in_one_line(
     [
         (b"data: {source: digits", "no valid YAML"),
         (b"\xff\xfe", "no valid YAML"),
+        (
+            b"runs:\n  a: {}\n  b: {}\n  a: {training: {lr: 1}}\n",
+            "no valid YAML: the key a is given tw",
+        ),
+        (b"graph: {k: 3}\ngraph: {k: 4}\n", "no valid YAML: the key graph is given twice in"),
         (b"- 1\n- 2\n", "no study: expected keys such as data and runs, got list."),
         (b"", "no study: expected keys such as data and runs, got NoneType."),
     ],
@@ -207,6 +225,26 @@ def test_set_reads_exponents_and_equals_signs() -> None:
     found = resolved_study(RAW, "s.yaml", ["training.weight_decay=5e-4", "report.title='a=b'"])
     assert found.runs["large"].training.weight_decay == 5e-4
     assert found.report.title == "a=b"
+
+
+def test_a_merged_anchor_is_no_repeated_key() -> None:
+    text = b"""
+    data: {source: digits}
+    model: {name: mlp}
+    training: {epochs: 1, lr: 0.1}
+    runs:
+      a: &a {training: {lr: 0.2, seed: 3}}
+      b: &b {<<: *a, model: {hidden: [3]}}
+      c: {<<: *b, model: {hidden: [4]}}
+    """
+    runs = parsed_study(text, "s.yaml").runs
+    assert [run.training.seed for run in runs.values()] == [3, 3, 3]
+    assert [run.model.hidden for run in runs.values()] == [[128], [3], [4]]
+
+
+def test_a_set_of_repeated_keys_is_refused() -> None:
+    with pytest.raises(InputError, match=r"--set: graph: the value .* is no valid YAML"):
+        resolved_study(RAW, "s.yaml", ["graph={k: 3, k: 4}"])
 
 
 @pytest.mark.parametrize("override", ["graph.k", "=3", "graph..k=3", ".k=3", ""])
@@ -299,13 +337,35 @@ def test_what_made_the_results_may_not_change(changes: dict[str, Any], keys: lis
     assert len(found) >= len(keys)
 
 
-def test_a_run_may_not_go_away_and_a_longer_name_is_another_run() -> None:
-    before = study(runs={"a": {}, "ab": {}})
-    assert all(key.startswith("runs.ab.") for key in changed_keys(before, study(runs={"a": {}})))
-    assert changed_keys(before, study(runs={"a": {}}))
+@pytest.mark.parametrize("longer", ["ab", "a.b"])
+def test_a_run_may_not_go_away_and_a_longer_name_is_another_run(longer: str) -> None:
+    before = study(runs={"a": {}, longer: {}})
+    assert changed_keys(before, study(runs={"a": {}})) == [f"runs.{longer} (is gone)"]
     assert changed_keys(
-        study(runs={"ab": {}}), study(runs={"a": {}, "ab": {"training": {"lr": 1}}})
-    )
+        study(runs={longer: {}}), study(runs={"a": {}, longer: {"training": {"lr": 1}}})
+    ) == [f"runs.{longer}.training.lr (was 0.1, now 1.0)"]
+
+
+def test_given_runs_may_be_added_and_may_not_change_or_go_away() -> None:
+    def given(**losses: Any) -> Study:
+        return resolved_study({"data": GIVEN | {"losses": losses}}, "s.yaml")
+
+    a, other = {"train": "/a.npy"}, {"train": "/b.npy", "val": "/c.npy"}
+    assert changed_keys(given(a=a), given(a=a, b=other)) == []
+    assert changed_keys(given(a=a, b=other), given(a=a)) == ["data.losses.b (is gone)"]
+    assert changed_keys(given(a=a), given(a={"train": "/b.npy"}, b=other)) == [
+        "data.losses.a.train (was '/a.npy', now '/b.npy')"
+    ]
+    folder = resolved_study({"data": GIVEN | {"losses": "/a"}}, "s.yaml")
+    assert changed_keys(folder, given(a=a)) == ["data.losses (was '/a', now None)"]
+
+
+def test_a_download_makes_no_result() -> None:
+    data = {"source": "torchvision", "name": "MNIST", "root": "/data"}
+    before, after = study(data=data), study(data=data | {"download": True})
+    assert changed_keys(before, after) == []
+    assert run_digest(before, "large") == run_digest(after, "large")
+    assert changed_keys(before, study(data=data | {"root": "/other"}))
 
 
 def test_the_digest_of_a_run_says_what_made_its_losses() -> None:

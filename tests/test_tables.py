@@ -113,6 +113,15 @@ def test_the_digest_is_the_losses(out: Place) -> None:
     assert recorded_digest(out, FIELD._replace(epoch=4)) is None
 
 
+def test_labels_have_no_part_in_the_digest(out: Place) -> None:
+    table = table_of()
+    write_losses(out, FIELD, table._replace(label=None, prediction=None))
+    assert footer(losses_file(out, FIELD)) == {"losses": losses_digest(table.loss)}
+    before = recorded_digest(out, FIELD)
+    write_losses(out, FIELD, table)
+    assert recorded_digest(out, FIELD) == before
+
+
 def test_a_foreign_table_without_our_metadata_has_the_same_digest(out: Place) -> None:
     table = table_of()
     write_losses(out, FIELD, table)

@@ -38,7 +38,7 @@ def out(tmp_path: Path) -> Place:
 
 def analyze(out: Place, field: Field, loss: np.ndarray) -> None:
     write_losses(out / "losses", field, LossTable(loss.astype(np.float32), None, None))
-    write_field_diagrams(out / "losses", out, field, MADE, False)
+    write_field_diagrams(out / "losses", out, field, MADE, Analysis())
 
 
 def rows_of(out: Place, field: Field = FIELDS[0], analysis: Analysis = ANALYSIS) -> list[Row]:
