@@ -3,21 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import zlib
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.lib.npyio import NpzFile
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
 
 from lltopo.errors import InputError
+from lltopo.image_shards import image_shards, unreadable
 from lltopo.plugins import imported_function
 from lltopo.study import (
     DigitsData,
@@ -30,7 +25,6 @@ from lltopo.study import (
 
 _LARGEST_LABEL = np.iinfo(np.int16).max
 _NUMBERS = "biuf"
-_MODES = ("L", "RGB", "RGBA")
 
 
 class Samples(NamedTuple):
@@ -191,7 +185,7 @@ def _raw_splits(data: ImageData) -> tuple[_Raw, _Raw]:
         case DigitsData():
             return _digits()
         case ParquetData():
-            return _parquet(data, ("train",)), _parquet(data, ("test", "validation"))
+            return _shards(data, ("train",)), _shards(data, ("test", "validation"))
         case NpzData():
             return _npz(data)
         case TorchvisionData():
@@ -219,7 +213,7 @@ def _npz(data: NpzData) -> tuple[_Raw, _Raw]:
             found = {name: arrays[name] for name in names if name in arrays}
             given = arrays.files
     except OSError as error:
-        raise _unreadable(data.path, error) from error
+        raise unreadable(data.path, error) from error
     except (ValueError, BadZipFile, zlib.error) as error:
         raise InputError(
             f"{data.path}: cannot be read: it is no .npz file of plain numbers. "
@@ -235,86 +229,8 @@ def _npz(data: NpzData) -> tuple[_Raw, _Raw]:
     return _Raw(x_train, y_train, data.path), _Raw(x_val, y_val, data.path)
 
 
-def _parquet(data: ParquetData, prefixes: tuple[str, ...]) -> _Raw:
-    folder = Path(data.path)
-    if not folder.is_dir():
-        raise InputError(
-            f"{folder}: data.path is missing: expected a folder of Parquet files. Mend data.path."
-        )
-    shards = next((found for p in prefixes if (found := sorted(folder.glob(f"{p}-*.parquet")))), [])
-    if not shards:
-        names = " or ".join(f"{prefix}-*.parquet" for prefix in prefixes)
-        raise InputError(f"{folder}: holds no {names}. Give the folder with both splits.")
-    n = sum(map(_n_rows, shards))
-    if n == 0:
-        raise InputError(f"{folder}: holds no images in {shards[0].name}. Add some.")
-    # decoded into place: a list of all and its stack would need the memory twice
-    images = np.empty((n, 0), np.uint8)
-    labels = []
-    rows = (row for shard in shards for row in _parquet_rows(shard, data))
-    for i, (pixels, label) in enumerate(rows):
-        if i == 0:
-            images = np.empty((n, *pixels.shape), np.uint8)
-        if pixels.shape != images.shape[1:]:
-            raise InputError(
-                f"{folder}: images differ in shape: expected one for all, got "
-                f"{sorted([pixels.shape, images.shape[1:]])}. Resize them first."
-            )
-        images[i] = pixels
-        labels.append(label)
-    return _Raw(images, labels, str(folder))
-
-
-def _n_rows(shard: Path) -> int:
-    try:
-        return int(pq.read_metadata(shard).num_rows)
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(str(shard), error) from error
-
-
-def _parquet_rows(shard: Path, data: ParquetData) -> Iterator[tuple[NDArray[np.uint8], Any]]:
-    """Yield each image and its label."""
-    try:
-        file = pq.ParquetFile(shard)
-        image_column = data.image_column or _image_column(shard, file.schema_arrow)
-        columns = [image_column, data.label_column]
-        for column in columns:
-            if column not in file.schema_arrow.names:
-                raise InputError(
-                    f"{shard}: {column}: no such column: expected one of "
-                    f"{file.schema_arrow.names}. Set data.image_column or data.label_column."
-                )
-        for batch in file.iter_batches(1024, columns=columns):
-            for cell, label in zip(*(batch[name] for name in columns), strict=True):
-                yield _pixels(cell.as_py(), shard), label.as_py()
-    except (pa.ArrowException, OSError) as error:
-        raise _unreadable(str(shard), error) from error
-
-
-def _image_column(shard: Path, schema: pa.Schema) -> str:
-    for column in schema:
-        if pa.types.is_struct(column.type) and column.type.get_field_index("bytes") >= 0:
-            return str(column.name)
-    raise InputError(
-        f"{shard}: no image column: expected a struct with 'bytes', got {schema.names}. "
-        "Set data.image_column."
-    )
-
-
-def _pixels(cell: Any, shard: Path) -> NDArray[np.uint8]:
-    try:
-        image: Image.Image = Image.open(io.BytesIO(cell["bytes"]))
-        if image.mode == "P":
-            image = image.convert("RGB")
-        if image.mode not in _MODES:
-            raise InputError(
-                f"{shard}: holds an image of mode {image.mode}: expected one of "
-                f"{', '.join(_MODES)} or P, 8 bits a channel. Convert it first."
-            )
-        pixels = np.asarray(image)
-    except (UnidentifiedImageError, OSError, TypeError, SyntaxError) as error:
-        raise InputError(f"{shard}: holds a cell that is no image. Mend the file.") from error
-    return pixels[None] if pixels.ndim == 2 else np.ascontiguousarray(pixels.transpose(2, 0, 1))
+def _shards(data: ParquetData, prefixes: tuple[str, ...]) -> _Raw:
+    return _Raw(*image_shards(data, prefixes), data.path)
 
 
 def _torchvision(data: TorchvisionData, *, train: bool) -> _Raw:
@@ -409,8 +325,3 @@ def _channel_means(x: NDArray[Any], center: NDArray[Any], power: int) -> NDArray
         total += (block**power).sum(axis=axes)
     means: NDArray[np.float64] = total / (x.size / x.shape[1])
     return means
-
-
-def _unreadable(path: str, error: Exception) -> InputError:
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return InputError(f"{path}: cannot be read: {reason}. Mend data.path.")

@@ -14,6 +14,7 @@ fine is rounded, and the bound of that is told.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -75,10 +76,9 @@ def sparse_transport(a: NDArray[np.float64], b: NDArray[np.float64]) -> Transpor
     mantissa, shift, unit = _binary(np.concatenate((a, b)))
     if int((np.frexp(mantissa.astype(np.float64))[1] + shift).max()) < COORDINATE_BITS - 1:
         births, deaths = (mantissa << shift).T
-        try:
+        # a sum that does not fit sends the points to the rounded grid below
+        with contextlib.suppress(OverflowError):
             return _transport_on_grid(births + deaths, deaths - births, len(a), unit)
-        except OverflowError:
-            pass
     big_births, big_deaths = (mantissa.astype(object) << shift.astype(object)).T
     x, y = big_births + big_deaths, big_deaths - big_births
     try:

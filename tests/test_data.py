@@ -18,9 +18,9 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from tiny import png, tiny_arrays, tiny_npz, write_shard
 
-from lltopo import data as data_module
 from lltopo.data import DataSet, graph_features, load_data, read_array
 from lltopo.errors import InputError
+from lltopo.image_shards import image_shards
 from lltopo.study import (
     DigitsData,
     NpzData,
@@ -336,7 +336,7 @@ def test_images_are_decoded_into_place(tmp_path: Path) -> None:
     images = [png(RNG.integers(0, 256, (40, 40, 3)).astype(np.uint8))] * 3000
     write_shard(tmp_path / "train-0.parquet", images, [0] * len(images))
     tracemalloc.start()
-    x = data_module._parquet(hub_data(tmp_path), ("train",)).x
+    x = image_shards(hub_data(tmp_path), ("train",))[0]
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert x.shape == (3000, 3, 40, 40)

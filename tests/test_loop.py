@@ -515,7 +515,9 @@ def test_batch_normalisation_never_sees_a_single_sample(tmp_path: Path) -> None:
     raw = tiny_raw(tmp_path)
     raw["model"] = {"name": "convnet", "width": 1}
     raw["training"] |= {"batch_size": 59, "epochs": 1}
-    train(resolved_study(raw, "tiny"), place(tmp_path / "out"))
+    out = place(tmp_path / "out")
+    train(resolved_study(raw, "tiny"), out)
+    assert np.isfinite(read_losses(out / "losses", Field("only", "train", 1)).loss).all()
 
 
 def test_modules_are_told_whether_they_train(tmp_path: Path) -> None:
