@@ -114,8 +114,9 @@ def write_series(
         contours = in_study_order(contour_rows(findings.metadata), runs)
         tables.write_table(out / "contours.parquet", contours, tables.CONTOURS)
     if analysis.distance_matrix:
-        ordered = sorted(findings.metadata.items(), key=lambda item: runs.index(item[0].run))
-        distances, lost = distance_rows(out, dict(ordered), analysis)
+        ordered = sorted(findings.metadata, key=lambda field: (runs.index(field.run), field))
+        metadata = {field: findings.metadata[field] for field in ordered}
+        distances, lost = distance_rows(out, metadata, analysis)
         tables.write_table(out / "distances.parquet", distances, tables.DISTANCES)
         problems += lost
         digests = {} if lost else digests

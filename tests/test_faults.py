@@ -68,9 +68,9 @@ def assert_same_results(out: Path, undisturbed: Path) -> None:
     ours, theirs = snapshot(out, *RESULTS).content, snapshot(undisturbed, *RESULTS).content
     assert ours.keys() == theirs.keys()
     assert [name for name in ours if ours[name] != theirs[name]] == []
-    for name in ("series", "correlations", "contours", "distances"):
-        file = f"{name}.parquet"
-        assert (out / file).read_bytes() == (undisturbed / file).read_bytes(), name
+    names = [f"{name}.parquet" for name in ("series", "correlations", "contours", "distances")]
+    # told by name: the difference of two files is nothing to read
+    assert [n for n in names if (out / n).read_bytes() != (undisturbed / n).read_bytes()] == []
     assert list(out.rglob("*.partial")) == []
     assert not (out / ".train").exists()
 
