@@ -121,7 +121,7 @@ def write_series(
         problems += lost
         digests = {} if lost else digests
     kept = {run: digest for run, digest in digests.items() if run not in failed_runs}
-    stamp = {"inputs": json.dumps(kept), "verified": str(n_verified)}
+    stamp = {"inputs": json.dumps(kept, sort_keys=True), "verified": str(n_verified)}
     tables.write_table(out / "series.parquet", rows, tables.SERIES, stamp)
     return problems
 
