@@ -191,10 +191,10 @@ def _with_ray(
             return _training_problems(futures)
         made = {split: shared(graph) for split, graph in graphs.items()}
         findings = _with_diagrams(session, made, findings, futures)
-        if futures:
-            # trained again elsewhere, an epoch may have other bits than when its diagrams were made
-            findings = _without_stale(session, findings, to_train)
-            findings = _with_diagrams(session, made, findings, {})
+        # trained again elsewhere, an epoch may have other bits than when its diagrams were made
+        fresh = _without_stale(session, findings, to_train)
+        if fresh.metadata.keys() != findings.metadata.keys():
+            findings = _with_diagrams(session, made, fresh, {})
         problems = _training_problems(futures)
         return problems + write_series(session.out, study, findings, made)
 
