@@ -24,7 +24,7 @@ STUDY = {
     "graph": {"k": 5},
     "model": {"name": "convnet", "width": 4},
     "training": {"epochs": 2, "batch_size": 33, "lr": 0.05, "eval_batch_size": 50, "workers": 2},
-    "resources": {"local_cpus": 2, "object_store_mb": 100},
+    "resources": {"local_cpus": 4, "object_store_mb": 100},
 }
 
 
