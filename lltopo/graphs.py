@@ -70,7 +70,7 @@ def write_new_graph(
 def check_same_data(graphs: Mapping[str, MadeGraph], data: DataSet) -> None:
     """Raise an InputError where a graph was made of other samples than these."""
     for split, made in graphs.items():
-        if made.made["samples"] != samples_digest(data.split(split)):
+        if made.made.get("samples") != samples_digest(data.split(split)):
             raise InputError(
                 f"data: the {split} samples have changed since the results there were made of "
                 "them. Choose another --out, or bring the old ones back."

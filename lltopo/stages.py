@@ -54,7 +54,7 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
         in the folder.
     """
     study, out, _ = session
-    if "train" in stages and isinstance(study.data, LossesData):
+    if set(stages) == {"train"} and isinstance(study.data, LossesData):
         raise InputError("data.source: losses are given: there is nothing to train. Use analyze.")
     open_results(study, out)
     if set(stages) != {"report"}:
@@ -92,10 +92,11 @@ def open_results(study: Study, out: Place) -> None:
     target = out / "study.yaml"
     content = study_yaml(study).encode()
     before = read_bytes(target) if exists(target) else None
-    ours = out / "losses" if losses_folder(study, out) == out / "losses" else None
-    given = isinstance(study.data, LossesData) and isinstance(study.data.losses, str)
     made = [name for name in ("losses", "diagrams") if exists(out / name)]
-    if before is None and made and not (given and ours is not None and made == ["losses"]):
+    given = isinstance(study.data, LossesData) and isinstance(study.data.losses, str)
+    # a LossRecorder's folder may be analyzed where it lies
+    in_place = given and made == ["losses"] and losses_folder(study, out) == out / "losses"
+    if before is None and made and not in_place:
         raise InputError(
             f"{out}: holds {made[0]} of no known study: there is no study.yaml beside them. "
             "Choose another --out."
