@@ -25,8 +25,9 @@ from lltopo.diagrams import (
 from lltopo.distances import wasserstein_distance
 from lltopo.errors import InputError
 from lltopo.graph_files import MadeGraph
+from lltopo.sections import SPLITS
 from lltopo.storage import Place
-from lltopo.study import SPLITS, Analysis
+from lltopo.study import Analysis
 from lltopo.tables import (
     DIAGRAM,
     TREES,

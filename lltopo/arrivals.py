@@ -7,9 +7,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
 
+from lltopo.sections import SPLITS
 from lltopo.session import Session
 from lltopo.storage import Place, files_below
-from lltopo.study import SPLITS
 from lltopo.tables import Field, footer, is_complete, metrics_file, read_table
 
 Futures = Mapping[str, "Future[None]"]

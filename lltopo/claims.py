@@ -28,7 +28,7 @@ from lltopo.results import (
     topology_rows,
     training_number,
 )
-from lltopo.study import SPLITS, Split
+from lltopo.sections import SPLITS, Split
 from lltopo.tables import TREES, Tree
 
 Verdict = Literal["holds", "does not hold", "cannot be told"]

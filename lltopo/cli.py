@@ -14,9 +14,10 @@ from rich.console import Console
 
 from lltopo.errors import InputError, TransientError, VerificationError
 from lltopo.progress import shown_progress
+from lltopo.sections import SPLITS
 from lltopo.storage import Place, place
-from lltopo.study import SPLITS, Study
-from lltopo.study_files import read_study, resolved_study
+from lltopo.study import Study
+from lltopo.study_files import read_study, resolved_study, with_section
 
 app = typer.Typer(
     help="Topological analysis of neural-network loss landscapes, sample by sample.\n\n"
@@ -45,13 +46,24 @@ SetOption = Annotated[
     ),
 ]
 
+_MADE = {
+    "graph": "graph",
+    "train": "losses",
+    "analyze": "series.parquet",
+    "surface": "surfaces",
+    "jump": "jump",
+    "report": "report.html",
+}
+"""The stages in their order, and what each makes."""
+
 
 @app.command()
 def run(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
-    """Everything: graph, training, analysis and report, resuming whatever is done."""
-    _carry_out(
-        read_study(study, override or ()), _out(out, study), ("graph", "train", "analyze", "report")
-    )
+    """Everything the study asks for, resuming whatever is done."""
+    wanted = read_study(study, override or ())
+    optional = {"surface": wanted.surface, "jump": wanted.jump}
+    stages = [stage for stage in _MADE if optional.get(stage, stage) is not None]
+    _carry_out(wanted, _out(out, study), stages)
 
 
 @app.command()
@@ -64,6 +76,20 @@ def train(study: StudyArgument, out: OutOption = None, override: SetOption = Non
 def graph(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
     """Build the k-nearest-neighbour graph of both splits."""
     _carry_out(read_study(study, override or ()), _out(out, study), ("graph",))
+
+
+@app.command()
+def surface(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
+    """Losses on planes through trained weights, along filter-normalised random directions."""
+    wanted = with_section(read_study(study, override or ()), "surface")
+    _carry_out(wanted, _out(out, study), ("surface",))
+
+
+@app.command()
+def jump(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
+    """Jump away from trained weights, train again from there, and embed the trajectories."""
+    wanted = with_section(read_study(study, override or ()), "jump")
+    _carry_out(wanted, _out(out, study), ("jump",))
 
 
 @app.command()
@@ -167,10 +193,8 @@ def _carry_out(study: Study, out: Place, stages: Sequence[str]) -> None:
 
 
 def _print_summary(console: Console, out: Place, stages: Sequence[str]) -> None:
-    made = {"graph": "graph", "train": "losses", "analyze": "series.parquet"}
-    made["report"] = "report.html"
     for stage in stages:
-        console.print(f"{stage + ':':9} {out / made[stage]}", markup=False, soft_wrap=True)
+        console.print(f"{stage + ':':9} {out / _MADE[stage]}", markup=False, soft_wrap=True)
 
 
 def _out(out: str | None, study: Path) -> Place:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from lltopo.errors import InputError
 from lltopo.image_shards import image_shards, unreadable
 from lltopo.plugins import imported_function
-from lltopo.study import (
+from lltopo.study_data import (
     DigitsData,
     ImageData,
     NpzData,

@@ -13,8 +13,10 @@ from lltopo.errors import InputError
 from lltopo.graph_files import MadeGraph, graph_file, made_graph, read_graph, write_graph
 from lltopo.ingestion import check_lengths, given_features, given_fields
 from lltopo.progress import Notify
+from lltopo.sections import SPLITS
 from lltopo.storage import Place
-from lltopo.study import SPLITS, LossesData, Study
+from lltopo.study import Study
+from lltopo.study_data import LossesData
 
 
 def study_splits(study: Study) -> list[str]:

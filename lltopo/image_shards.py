@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from lltopo.errors import InputError
-from lltopo.study import ParquetData
+from lltopo.study_data import ParquetData
 
 _MODES = ("L", "RGB", "RGBA")
 

@@ -11,8 +11,10 @@ from numpy.typing import NDArray
 from lltopo.data import read_array
 from lltopo.errors import InputError
 from lltopo.recorder import LossRecorder
+from lltopo.sections import SPLITS
 from lltopo.storage import Place, place, safe_name
-from lltopo.study import SPLITS, LossesData, Study
+from lltopo.study import Study
+from lltopo.study_data import LossesData
 from lltopo.tables import (
     Field,
     fields_in,

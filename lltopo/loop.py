@@ -24,8 +24,9 @@ from lltopo.errors import InputError
 from lltopo.evaluation import batch_losses, evaluating
 from lltopo.models import build_model
 from lltopo.recorder import LossRecorder
+from lltopo.sections import SPLITS
 from lltopo.storage import Place
-from lltopo.study import SPLITS, Run, Study, Training, run_digest
+from lltopo.study import Run, Study, Training, kept_epochs, run_digest
 from lltopo.tables import LossTable, complete_epochs
 
 _SHUFFLE, _AUGMENT, _DROPOUT = range(3)
@@ -68,8 +69,8 @@ def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker
     state = initial_state(run, data, worker)
     splits = {split: resident(data.split(split), worker) for split in SPLITS}
     recorder = LossRecorder(out, name)
-    digest = run_digest(study, name)
-    done = _resumed_epoch(state, out, name, training.keep_checkpoints, digest)
+    digest, kept = run_digest(study, name), kept_epochs(study, name)
+    done = _resumed_epoch(state, out, name, kept, digest)
     for epoch in range(0 if done is None else done + 1, training.epochs + 1):
         start = time.perf_counter()
         if epoch > 0:
@@ -87,7 +88,7 @@ def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker
             checkpoint = Checkpoint(
                 bare(state.model).state_dict(), state.optimizer.state_dict(), epoch, digest
             )
-            write_checkpoint(checkpoint, out, name, training.keep_checkpoints)
+            write_checkpoint(checkpoint, out, name, kept)
 
 
 def train_epoch(
@@ -172,6 +173,9 @@ def set_up_torch(training: Training) -> None:
     # NaN in every fresh tensor would cost a pass over it and changes no result of ours
     torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not training.deterministic
+    # a GPU's convolutions would round to TF32 by default
+    torch.backends.cudnn.allow_tf32 = training.tf32
+    torch.backends.cuda.matmul.allow_tf32 = training.tf32
 
 
 def check_run(run: Run, data: DataSet) -> None:
@@ -198,6 +202,8 @@ def initial_state(run: Run, data: DataSet, worker: Worker) -> State:
         nesterov=training.nesterov,
         weight_decay=training.weight_decay,
     )
+    if training.compile:
+        model.compile()  # in place: the names of the weights stay
     if worker.size > 1:
         model = nn.parallel.DistributedDataParallel(model)
     shape = (1, -1, *[1] * (len(data.input_shape) - 1))

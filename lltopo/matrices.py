@@ -14,8 +14,9 @@ from numpy.typing import NDArray
 from lltopo.analysis import Row, read_points
 from lltopo.distances import wasserstein_distance
 from lltopo.fanout import Call, fan_out, shared
+from lltopo.sections import SPLITS
 from lltopo.storage import Place
-from lltopo.study import SPLITS, Analysis
+from lltopo.study import Analysis
 from lltopo.tables import TREES, Field
 
 

@@ -44,7 +44,7 @@ from lltopo.results import (
     training_number,
     training_rows,
 )
-from lltopo.study import SPLITS, Split
+from lltopo.sections import SPLITS, Split
 from lltopo.tables import TREES, Tree
 
 TREE_NAMES: dict[Tree, str] = {"join": "join tree (maxima)", "split": "split tree (minima)"}

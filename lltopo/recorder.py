@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lltopo.errors import InputError
+from lltopo.sections import SPLITS
 from lltopo.storage import Place, place, safe_name
-from lltopo.study import SPLITS
 from lltopo.tables import (
     METRICS_PART,
     Field,

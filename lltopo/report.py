@@ -31,8 +31,9 @@ from lltopo.results import (
     read_diagram,
     read_results,
 )
+from lltopo.sections import Split
 from lltopo.storage import Place, exists, files_below, read_bytes, remove, write_bytes
-from lltopo.study import Split, Study
+from lltopo.study import Study
 from lltopo.tables import TREES, Tree
 
 _SOURCES = (

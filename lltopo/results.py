@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 from lltopo import tables
 from lltopo.diagrams import PersistencePairs, diagram_of
 from lltopo.errors import InputError
+from lltopo.sections import Split
 from lltopo.storage import Place, exists
-from lltopo.study import Split, Study
+from lltopo.study import Study
 from lltopo.tables import Tree
 
 Row = dict[str, Any]

@@ -18,7 +18,7 @@ from lltopo.figures import COLOUR_MAP
 from lltopo.heatmaps import Scale, axis_ticks, common_scale, heatmap_counts
 from lltopo.plates import Diagrams, heatmap_epochs
 from lltopo.results import Results, epochs, milestones, topology_rows, training_rows
-from lltopo.study import SPLITS, Split
+from lltopo.sections import SPLITS, Split
 from lltopo.tables import TREES, Tree
 
 LARGEST = 40_000  # rows of bins in a page, of some fifty bytes each

@@ -6,7 +6,6 @@ finished study is found finished without Ray being started.
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -16,13 +15,13 @@ from lltopo.analysis import current_metadata, write_field_diagrams
 from lltopo.arrivals import Futures, arriving_fields
 from lltopo.data import load_data
 from lltopo.errors import InputError
-from lltopo.fanout import Call, fan_out, ray_session, shared
+from lltopo.fanout import Call, fan_out, shared
 from lltopo.graph_files import MadeGraph
 from lltopo.graphs import check_k, check_same_data, known_graphs, study_splits, write_new_graph
 from lltopo.ingestion import given_fields, losses_folder, record_given_losses
-from lltopo.plugins import WORKING_FOLDER
 from lltopo.reduction import Findings, series_is_current, write_series
-from lltopo.session import Session
+from lltopo.sections import SPLITS
+from lltopo.session import Session, study_session
 from lltopo.storage import (
     Place,
     exists,
@@ -31,7 +30,8 @@ from lltopo.storage import (
     remove_partial_files,
     write_bytes,
 )
-from lltopo.study import SPLITS, LossesData, Study, changed_keys
+from lltopo.study import Study, changed_keys
+from lltopo.study_data import LossesData
 from lltopo.study_files import parsed_study, study_yaml
 from lltopo.tables import Field, complete_epochs, recorded_digest
 
@@ -40,7 +40,7 @@ _TICK_SECONDS = 0.5
 
 
 def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
-    """Carry out some of graph, train, analyze and report, resuming whatever is done.
+    """Carry out some of graph, train, analyze, surface, jump and report, resuming what is done.
 
     Returns
     -------
@@ -61,16 +61,27 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
         remove_partial_files(out)
     to_train = unfinished_runs(study, out) if "train" in stages else []
     graphs = _prepared(session, to_train, needs_graphs=bool({"graph", "analyze"} & set(stages)))
-    problems: list[str] = []
     findings = None
     if "analyze" in stages:
         findings = known_findings(session, graphs, to_train)
-    if to_train or (findings and not series_is_current(session.out, study, findings)):
-        try:
-            problems = _with_ray(session, graphs, to_train, findings)
-        finally:
-            if to_train:
-                remove(out / _TRAIN_STATE)
+    problems: list[str] = []
+    # started by the first stage that needs it, and kept for the next
+    with ExitStack() as ray:
+        if to_train or (findings and not series_is_current(session.out, study, findings)):
+            ray.enter_context(study_session(study))
+            try:
+                problems += _with_ray(session, graphs, to_train, findings)
+            finally:
+                if to_train:
+                    remove(out / _TRAIN_STATE)
+        if "surface" in stages and study.surface is not None:
+            from lltopo.surfaces import make_surfaces
+
+            problems += make_surfaces(session, ray)
+        if "jump" in stages and study.jump is not None:
+            from lltopo.jumps import make_jumps
+
+            problems += make_jumps(session, ray)
     if "report" in stages:
         from lltopo.report import write_report
 
@@ -176,10 +187,6 @@ def _with_ray(
     """Train and analyze what is to be trained and analyzed; what went wrong."""
     study, out, _ = session
     with ExitStack() as stack:
-        need = study.resources
-        # one's own functions are found where the driver finds them
-        environment = {WORKING_FOLDER: os.getcwd()}
-        stack.enter_context(ray_session(need.local_cpus, need.object_store_mb, environment))
         futures: Futures = {}
         if to_train:
             from lltopo.training import training_runs

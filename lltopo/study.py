@@ -5,127 +5,17 @@ The schema, and what of it made a study's results. A study's file is read by ``s
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Discriminator,
-    Field,
-    Tag,
-    field_validator,
-    model_validator,
-)
-from pydantic_core import PydanticCustomError
+from pydantic import Field, field_validator, model_validator
 
+from lltopo.sections import Finite, Section, Seed, nearest
 from lltopo.storage import safe_name
-
-Json = dict[str, Any]
-Split = Literal["train", "val"]
-SPLITS: tuple[Split, Split] = ("train", "val")
-Finite = Annotated[float, Field(allow_inf_nan=False)]
-
-
-class Section(BaseModel):
-    """A part of a study; an unknown key is refused with the nearest known one."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
-
-    @model_validator(mode="before")
-    @classmethod
-    def _known_keys(cls, value: Any) -> Any:
-        for key in value if isinstance(value, Mapping) else ():
-            if key not in cls.model_fields:
-                raise PydanticCustomError(
-                    "unknown_key",
-                    "{key}: unknown key. {advice}",
-                    {"key": str(key), "advice": nearest(str(key), list(cls.model_fields))},
-                )
-        return value
-
-
-class _DataSection(Section):
-    train_samples: int | None = Field(None, ge=2, description="keep only the first so many")
-    val_samples: int | None = Field(None, ge=2, description="keep only the first so many")
-    mean: list[Finite] | None = Field(None, description="of each channel, in the data's units")
-    std: list[Annotated[Finite, Field(gt=0)]] | None = Field(
-        None, description="of each channel, in the data's units"
-    )
-
-
-class DigitsData(_DataSection):
-    """scikit-learn's 1,797 images of 8 x 8 pixels; nothing to download."""
-
-    source: Literal["digits"] = "digits"
-
-
-class ParquetData(_DataSection):
-    """An image data set in the Hugging Face layout."""
-
-    source: Literal["parquet"]
-    path: str
-    image_column: str | None = None
-    label_column: str = "label"
-
-
-class NpzData(_DataSection):
-    """Arrays ``x_train, y_train, x_val, y_val`` of one .npz file."""
-
-    source: Literal["npz"]
-    path: str
-
-
-class TorchvisionData(_DataSection):
-    """A data set of torchvision, found below ``root`` or downloaded to it."""
-
-    source: Literal["torchvision"]
-    name: Literal["CIFAR10", "CIFAR100", "MNIST", "FashionMNIST", "SVHN"]
-    root: str
-    download: bool = False
-
-
-class PythonData(_DataSection):
-    """One's own: a function that returns ``{"train": (x, y), "val": (x, y)}`` as arrays."""
-
-    source: Literal["python"]
-    python: str
-    options: Json = Field(default_factory=dict)
-
-
-GivenArrays = Annotated[
-    dict[str, Annotated[dict[Split, str], Field(min_length=1)]], Field(min_length=1)
-]
-
-
-class LossesData(Section):
-    """Somebody else's losses: nothing is trained.
-
-    ``losses`` is a folder in our own layout, or ``{run: {split: FILE.npy}}`` of shape
-    (epochs, samples), whose first row is ``first_epoch``; ``features`` is ``{split: FILE.npy}``.
-    """
-
-    source: Literal["losses"]
-    losses: Annotated[
-        Annotated[str, Tag("folder")] | Annotated[GivenArrays, Tag("arrays")],
-        Discriminator(lambda losses: "arrays" if isinstance(losses, Mapping) else "folder"),
-    ]
-    features: dict[Split, str]
-    first_epoch: int = Field(1, ge=0)
-
-    @field_validator("losses")
-    @classmethod
-    def _safe_names(cls, losses: str | dict[str, Any]) -> str | dict[str, Any]:
-        for name in losses if isinstance(losses, dict) else ():
-            safe_name(name, "data.losses")
-        return losses
-
-
-ImageData = DigitsData | ParquetData | NpzData | TorchvisionData | PythonData
-Data = Annotated[ImageData | LossesData, Field(discriminator="source")]
+from lltopo.study_data import Data, LossesData
+from lltopo.study_models import Model
 
 
 class GraphSection(Section):
@@ -134,43 +24,6 @@ class GraphSection(Section):
     k: int = Field(20, ge=1)
     method: Literal["auto", "exact", "nndescent"] = "auto"
     features: Literal["pixels", "grey28"] = "pixels"
-
-
-class WideResNetModel(Section):
-    name: Literal["wideresnet"]
-    depth: int = Field(16, ge=10)
-    widen_factor: int = Field(10, ge=1)
-
-    @field_validator("depth")
-    @classmethod
-    def _depth(cls, depth: int) -> int:
-        if (depth - 4) % 6:
-            raise ValueError("expected 6n + 4, such as 10, 16 or 28")
-        return depth
-
-
-class ConvNetModel(Section):
-    name: Literal["convnet"]
-    width: int = Field(16, ge=1)
-
-
-class MlpModel(Section):
-    name: Literal["mlp"]
-    hidden: list[Annotated[int, Field(ge=1)]] = Field(default_factory=lambda: [128])
-
-
-class PythonModel(Section):
-    """One's own: a function of (input_shape, n_classes, **options) that returns a module."""
-
-    name: Literal["python"]
-    python: str
-    options: Json = Field(default_factory=dict)
-
-
-Model = Annotated[
-    WideResNetModel | ConvNetModel | MlpModel | PythonModel,
-    Field(discriminator="name"),
-]
 
 
 class Training(Section):
@@ -184,13 +37,15 @@ class Training(Section):
     weight_decay: Finite = Field(0.0, ge=0)
     milestones: list[Annotated[int, Field(ge=1)]] = Field(default_factory=list)
     gamma: float = Field(0.1, gt=0, le=1)
-    seed: int = Field(0, ge=0, lt=2**31)
+    seed: Seed = 0
     augment: Literal["none", "crop_flip"] = "none"
     eval_batch_size: int = Field(1000, ge=1)
     threads: int = Field(1, ge=1)
     workers: int = Field(1, ge=1)
     precision: Literal["float32", "bf16"] = "float32"
     channels_last: bool = False
+    tf32: bool = Field(False, description="float32 products of a GPU in 10 bits of mantissa")
+    compile: bool = Field(False, description="the network by torch.compile")
     deterministic: bool = True
     keep_checkpoints: list[Annotated[int, Field(ge=0)]] = Field(default_factory=list)
 
@@ -226,6 +81,58 @@ class Run(Section):
 
     model: Model
     training: Training
+
+
+class Surface(Section):
+    """Losses on planes through trained weights, along two filter-normalised directions each."""
+
+    runs: list[str] | None = Field(None, min_length=1, description="default: all")
+    epochs: list[Annotated[int, Field(ge=0)]] | None = Field(
+        None, min_length=1, description="default: the last"
+    )
+    seeds: list[Seed] = Field(default_factory=lambda: [0], min_length=1, description="of planes")
+    points: int = Field(51, ge=3, description="on each axis")
+    extent: Finite = Field(1.0, gt=0, description="both axes go from -extent to extent")
+    train_samples: int | None = Field(None, ge=1, description="only the first so many")
+    val_samples: int | None = Field(None, ge=1, description="only the first so many")
+
+    @field_validator("points")
+    @classmethod
+    def _holds_the_middle(cls, points: int) -> int:
+        if points % 2 == 0:
+            raise ValueError("expected an odd number, so that the trained weights are a point")
+        return points
+
+    @field_validator("runs", "epochs", "seeds")
+    @classmethod
+    def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError("expected each once")
+        return values
+
+
+class Jump(Section):
+    """Jump away from trained weights in random directions, and train again from there."""
+
+    runs: list[str] | None = Field(None, min_length=1, description="default: all")
+    epoch: int | None = Field(None, ge=0, description="whose weights; default: the last")
+    seeds: list[Seed] = Field(default_factory=lambda: [0, 1, 2, 3], min_length=1)
+    steps: list[Annotated[Finite, Field(gt=0)]] = Field(
+        default_factory=lambda: [0.25, 0.5, 0.75, 1.0], min_length=1
+    )
+    epochs: int = Field(40, ge=1)
+    batch_size: int = Field(128, ge=2)
+    lr: Finite = Field(0.001, gt=0)
+    momentum: float = Field(0.9, ge=0, lt=1)
+    weight_decay: Finite = Field(1e-4, ge=0)
+    k: int = Field(20, ge=1, description="neighbours of each point in the graph")
+
+    @field_validator("runs", "seeds", "steps")
+    @classmethod
+    def _each_once(cls, values: list[Any] | None) -> list[Any] | None:
+        if values is not None and len(set(values)) < len(values):
+            raise ValueError("expected each once")
+        return values
 
 
 class Analysis(Section):
@@ -275,6 +182,8 @@ class Study(Section):
     graph: GraphSection = GraphSection()
     runs: dict[str, Run] = Field(default_factory=dict)
     analysis: Analysis = Analysis()
+    surface: Surface | None = None
+    jump: Jump | None = None
     report: Report = Report()
     resources: Resources = Resources()
 
@@ -285,12 +194,58 @@ class Study(Section):
             safe_name(name, "runs")
         return runs
 
+    @model_validator(mode="after")
+    def _baselines_have_their_weights(self) -> Study:
+        for key, section in (("surface", self.surface), ("jump", self.jump)):
+            if section is None:
+                continue
+            if not self.runs:
+                raise ValueError(f"{key} needs trained runs, and here the losses are given")
+            for name in section.runs or ():
+                if name not in self.runs:
+                    raise ValueError(f"{key}.runs: {name} is no run. {nearest(name, [*self.runs])}")
+        for run, settings in self.runs.items():
+            last = settings.training.epochs
+            for key, epochs in (
+                ("surface", surface_epochs(self, run)),
+                ("jump", jump_epochs(self, run)),
+            ):
+                if max(epochs, default=0) > last:
+                    raise ValueError(
+                        f"{key}: expected epochs up to {last}, the last of run {run}, "
+                        f"got {max(epochs)}"
+                    )
+        return self
+
+
+def surface_epochs(study: Study, run: str) -> list[int]:
+    """Return the epochs of a run around whose weights the study asks for surfaces, rising."""
+    surface = study.surface
+    if surface is None or run not in (surface.runs or study.runs):
+        return []
+    return sorted(surface.epochs or [study.runs[run].training.epochs])
+
+
+def jump_epochs(study: Study, run: str) -> list[int]:
+    """Return the epoch of a run from whose weights the study jumps, if it does."""
+    jump = study.jump
+    if jump is None or run not in (jump.runs or study.runs):
+        return []
+    return [study.runs[run].training.epochs if jump.epoch is None else jump.epoch]
+
+
+def kept_epochs(study: Study, run: str) -> list[int]:
+    """Return the epochs whose checkpoints are kept beside the last one's, rising."""
+    named = study.runs[run].training.keep_checkpoints
+    return sorted({*named, *surface_epochs(study, run), *jump_epochs(study, run)})
+
 
 def changed_keys(before: Study, after: Study) -> list[str]:
     """List the keys that made results and in which two studies differ.
 
     A rerun may change ``report``, ``resources``, ``analysis.verify``, ``data.download`` and which
-    checkpoints are kept, and may add runs or epochs; these are not listed.
+    checkpoints are kept, and may add runs or epochs; these are not listed. Nor are ``surface``
+    and ``jump``, whose files say how they were made.
 
     Parameters
     ----------
@@ -304,7 +259,8 @@ def changed_keys(before: Study, after: Study) -> list[str]:
     """
     old, new = (dict(_leaves(study.model_dump(mode="json"))) for study in (before, after))
     old_runs, new_runs = _run_paths(before), _run_paths(after)
-    free = {("report",), ("resources",), ("analysis", "verify"), ("data", "download")}
+    free: set[tuple[str, ...]] = {("report",), ("resources",), ("surface",), ("jump",)}
+    free |= {("analysis", "verify"), ("data", "download")}
     free |= old_runs ^ new_runs
     changed = [f"{'.'.join(path)} (is gone)" for path in old_runs - new_runs]
     for path in old.keys() | new.keys():
@@ -341,9 +297,3 @@ def _leaves(value: Any, path: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str,
             yield from _leaves(inner, (*path, str(key)))
     else:
         yield path, value
-
-
-def nearest(key: str, known: Sequence[str]) -> str:
-    """Advise on a name that is not known: the nearest known one, or all."""
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-    return f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."

@@ -11,7 +11,8 @@ import yaml
 from pydantic import ValidationError
 
 from lltopo.errors import InputError
-from lltopo.study import Json, Study, nearest
+from lltopo.sections import Json, nearest
+from lltopo.study import Study
 
 
 class _StudyLoader(yaml.SafeLoader):
@@ -122,6 +123,13 @@ def resolved_study(raw: Json, origin: str, overrides: Sequence[str] = ()) -> Stu
         return Study.model_validate(raw)
     except ValidationError as error:
         raise InputError(f"{origin}: {_explained(error)}") from error
+
+
+def with_section(study: Study, key: str) -> Study:
+    """Return a study that has a section such as ``surface``, its defaults where it had none."""
+    if getattr(study, key) is not None:
+        return study
+    return resolved_study(study.model_dump(mode="json") | {key: {}}, "study")
 
 
 def study_yaml(study: Study) -> str:

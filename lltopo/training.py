@@ -20,7 +20,8 @@ import ray.train.torch
 from lltopo.errors import InputError
 from lltopo.fanout import cluster_total
 from lltopo.storage import Place
-from lltopo.study import LossesData, Study
+from lltopo.study import Study
+from lltopo.study_data import LossesData
 from lltopo.study_files import resolved_study
 
 _MAX_FAILURES = 3

@@ -11,8 +11,9 @@ import numpy as np
 import pyarrow as pa
 
 from lltopo import tables
+from lltopo.sections import SPLITS
 from lltopo.storage import Place, place
-from lltopo.study import SPLITS, Study
+from lltopo.study import Study
 from lltopo.study_files import resolved_study
 from lltopo.tables import TREES
 

@@ -21,13 +21,7 @@ from tiny import png, tiny_arrays, tiny_npz, write_shard
 from lltopo.data import DataSet, graph_features, load_data, read_array
 from lltopo.errors import InputError
 from lltopo.image_shards import image_shards
-from lltopo.study import (
-    DigitsData,
-    NpzData,
-    ParquetData,
-    PythonData,
-    TorchvisionData,
-)
+from lltopo.study_data import DigitsData, NpzData, ParquetData, PythonData, TorchvisionData
 
 RNG = np.random.default_rng(5)
 

@@ -18,7 +18,7 @@ from lltopo.ingestion import (
     record_given_losses,
 )
 from lltopo.storage import place
-from lltopo.study import LossesData
+from lltopo.study_data import LossesData
 from lltopo.study_files import resolved_study
 from lltopo.tables import (
     Field,

@@ -14,7 +14,7 @@ from torch import nn
 from lltopo.errors import InputError
 from lltopo.models import build_model
 from lltopo.models.wideresnet import WideResNet
-from lltopo.study import ConvNetModel, MlpModel, PythonModel, WideResNetModel
+from lltopo.study_models import ConvNetModel, MlpModel, PythonModel, WideResNetModel
 
 SMALL = [
     WideResNetModel(name="wideresnet", depth=10, widen_factor=1),

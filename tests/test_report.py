@@ -28,9 +28,9 @@ from lltopo import report, tables
 from lltopo.errors import InputError
 from lltopo.report import inputs_digest, write_report
 from lltopo.results import read_results
+from lltopo.sections import SPLITS
 from lltopo.slider import shown_epochs
 from lltopo.storage import Place
-from lltopo.study import SPLITS
 from lltopo.tables import TREES
 
 TITLE = "<script>alert('title')</script> & “quotes”"

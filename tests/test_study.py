@@ -11,8 +11,9 @@ import pytest
 import yaml
 
 from lltopo.errors import InputError
-from lltopo.study import MlpModel, Study, Training, changed_keys, run_digest
+from lltopo.study import Study, Training, changed_keys, run_digest
 from lltopo.study_files import parsed_study, read_study, resolved_study, study_yaml
+from lltopo.study_models import MlpModel
 
 RAW = {
     "data": {"source": "digits"},

@@ -7,13 +7,24 @@ from torch import nn
 
 from lltopo.errors import InputError
 from lltopo.models.convnet import ConvNet
+from lltopo.models.densenet121 import DenseNet121
 from lltopo.models.mlp import Mlp
+from lltopo.models.resnet import BasicBlock, PlainBlock, ResNet
+from lltopo.models.vgg9 import Vgg9
 from lltopo.models.wideresnet import WideResNet
 from lltopo.plugins import imported_function
-from lltopo.study import ConvNetModel, MlpModel, PythonModel, WideResNetModel
+from lltopo.study_models import (
+    ConvNetModel,
+    DenseNet121Model,
+    MlpModel,
+    Model,
+    PythonModel,
+    ResNetModel,
+    Vgg9Model,
+    WideResNetModel,
+)
 
 Shape = tuple[int, ...]
-Model = WideResNetModel | ConvNetModel | MlpModel | PythonModel
 
 
 def build_model(model: Model, input_shape: Shape, n_classes: int, seed: int) -> nn.Module:
@@ -50,6 +61,16 @@ def _built(model: Model, input_shape: Shape, n_classes: int) -> nn.Module:
         case WideResNetModel():
             _check_images(model.name, input_shape, least=1)
             return WideResNet(input_shape, n_classes, model.depth, model.widen_factor)
+        case ResNetModel():
+            _check_images(model.name, input_shape, least=1)
+            block = BasicBlock if model.shortcuts else PlainBlock
+            return ResNet(input_shape, n_classes, model.depth, model.width, block)
+        case Vgg9Model():
+            _check_images(model.name, input_shape, least=8)
+            return Vgg9(input_shape, n_classes, model.width)
+        case DenseNet121Model():
+            _check_images(model.name, input_shape, least=8)
+            return DenseNet121(input_shape, n_classes, model.growth)
         case PythonModel():
             function = imported_function(model.python, "model.python")
             network = function(input_shape, n_classes, **model.options)

@@ -1,0 +1,1 @@
+"""The jump stage (being written)."""
