@@ -37,11 +37,17 @@ def write_checkpoint(
     checkpoint: Checkpoint, out: Place, run: str, kept_epochs: Sequence[int]
 ) -> None:
     """Write the last checkpoint, and one of its own for an epoch that is to be kept."""
+    content = checkpoint_bytes(checkpoint)
+    if checkpoint.epoch in kept_epochs:
+        write_bytes(checkpoint_file(out, run, checkpoint.epoch), content)
+    write_bytes(checkpoint_file(out, run, None), content)
+
+
+def checkpoint_bytes(checkpoint: Checkpoint) -> bytes:
+    """A checkpoint as the content of a file."""
     buffer = io.BytesIO()
     torch.save(checkpoint._asdict(), buffer)
-    if checkpoint.epoch in kept_epochs:
-        write_bytes(checkpoint_file(out, run, checkpoint.epoch), buffer.getvalue())
-    write_bytes(checkpoint_file(out, run, None), buffer.getvalue())
+    return buffer.getvalue()
 
 
 def read_checkpoint(source: Place, digest: str) -> Checkpoint | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import re
 import shlex
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
 
@@ -67,9 +70,62 @@ def run(study: StudyArgument, out: OutOption = None, override: SetOption = None)
 
 
 @app.command()
-def train(study: StudyArgument, out: OutOption = None, override: SetOption = None) -> None:
-    """Train the study's runs side by side and record the loss of every sample."""
-    _carry_out(read_study(study, override or ()), _out(out, study), ("train",))
+def train(
+    study: StudyArgument,
+    run: Annotated[
+        str | None, typer.Option(help="Only this run, without Ray, and pack its loss tables.")
+    ] = None,
+    until_epoch: Annotated[
+        int | None, typer.Option(help="Stop after this epoch (with --run).", min=0)
+    ] = None,
+    within: Annotated[
+        str | None,
+        typer.Option(
+            "--for", help="Stop at a whole epoch within this time, such as 9m (with --run)."
+        ),
+    ] = None,
+    out: OutOption = None,
+    override: SetOption = None,
+) -> None:
+    """Train the study's runs side by side and record the loss of every sample.
+
+    With --run one of them alone, in this process, on any machine with torch; the same command
+    later goes on from the last checkpoint.
+    """
+    wanted = read_study(study, override or ())
+    if run is None:
+        for option, value in (("--until-epoch", until_epoch), ("--for", within)):
+            if value is not None:
+                raise InputError(f"{option}: has no use without --run. Name a run.")
+        _carry_out(wanted, _out(out, study), ("train",))
+        return
+    from lltopo.session import Session
+    from lltopo.slices import Limits, train_slice
+
+    target, console = _out(out, study), Console()
+    limits = Limits(until_epoch, math.inf if within is None else _seconds(within))
+    with _interruptible(console), shown_progress(console) as notify:
+        packs = train_slice(Session(wanted, target, notify), run, limits)
+    for pack in packs:
+        console.print(f"packed: {pack}", markup=False, soft_wrap=True)
+
+
+@app.command()
+def unpack(
+    study: StudyArgument,
+    packed: Annotated[str, typer.Argument(help="A folder of packs.", metavar="PACKED")],
+    out: OutOption = None,
+    override: SetOption = None,
+) -> None:
+    """Write the loss tables that lltopo train --run has packed, to be analyzed here."""
+    from lltopo.opening import open_results
+    from lltopo.packs import unpack as unpacked_epochs
+
+    wanted, target, console = read_study(study, override or ()), _out(out, study), Console()
+    open_results(wanted, target)
+    with _interruptible(console), shown_progress(console) as notify:
+        epochs = unpacked_epochs(wanted, place(packed), target, notify)
+    console.print(f"unpacked: {len(epochs)} epochs into {target / 'losses'}", soft_wrap=True)
 
 
 @app.command()
@@ -176,20 +232,35 @@ def _carry_out(study: Study, out: Place, stages: Sequence[str]) -> None:
     from lltopo.stages import run_stages
 
     console = Console()
+    with _interruptible(console), shown_progress(console) as notify:
+        problems = run_stages(Session(study, out, notify), stages)
+    for problem in problems:
+        console.print(f"failed: {problem}", markup=False, soft_wrap=True)
+    _print_summary(console, out, stages)
+    if problems:
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _interruptible(console: Console) -> Iterator[None]:
+    """Tell at Ctrl-C how to go on, and end with the status that shells expect."""
     try:
-        with shown_progress(console) as notify:
-            problems = run_stages(Session(study, out, notify), stages)
+        yield
     except KeyboardInterrupt:
         command = shlex.join(["lltopo", *sys.argv[1:]])
         console.print(
             f"Interrupted. What is done is kept; go on with:\n  {command}", soft_wrap=True
         )
         raise typer.Exit(130) from None
-    for problem in problems:
-        console.print(f"failed: {problem}", markup=False, soft_wrap=True)
-    _print_summary(console, out, stages)
-    if problems:
-        raise typer.Exit(1)
+
+
+def _seconds(text: str) -> float:
+    """The seconds of a duration such as 540, 90s, 9m or 1h30m."""
+    found = re.fullmatch(r"(?:(\d+)h)?(?:(\d+)m)?(?:(\d+)s?)?", text)
+    if not found or not text:
+        raise InputError(f"--for: {text!r} is no duration: expected one such as 90s, 9m or 1h30m.")
+    hours, minutes, seconds = (int(part or 0) for part in found.groups())
+    return 3600 * hours + 60 * minutes + seconds
 
 
 def _print_summary(console: Console, out: Place, stages: Sequence[str]) -> None:

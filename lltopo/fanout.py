@@ -33,6 +33,13 @@ class Call(NamedTuple):
     arguments: tuple[Any, ...]
 
 
+class Need(NamedTuple):
+    """What of the cluster one call takes."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
 class Outcome(NamedTuple):
     """What became of a call; ``error`` is None where it succeeded."""
 
@@ -114,12 +121,19 @@ def cluster_total(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
 
 
+def has_cluster() -> bool:
+    """Say whether there is a Ray session already, or a cluster to attach to."""
+    return bool(ray.is_initialized() or os.environ.get("RAY_ADDRESS"))
+
+
 def shared(value: Any) -> Any:
     """A value put once into the object store, for any number of calls to use read-only."""
     return ray.put(value)
 
 
-def fan_out(function: Callable[..., Any], batches: Iterator[Sequence[Call]]) -> Iterator[Outcome]:
+def fan_out(
+    function: Callable[..., Any], batches: Iterator[Sequence[Call]], need: Need = Need()
+) -> Iterator[Outcome]:
     """Outcomes of ``function(*arguments)`` for each call, in the order in which they end.
 
     Parameters
@@ -129,13 +143,16 @@ def fan_out(function: Callable[..., Any], batches: Iterator[Sequence[Call]]) -> 
     batches
         Gives, each time it is asked, the calls that have become ready (perhaps none yet), and
         ends when no more will come.
+    need
+        Of each call.
 
     Notes
     -----
-    At most two calls a CPU are submitted and not yet ended. A lost worker or a
-    :class:`TransientError` is tried again three times; any other error ends that call alone.
+    At most twice the calls that fit into the cluster are submitted and not yet ended. A lost
+    worker or a :class:`TransientError` is tried again three times; any other error ends that call
+    alone.
     """
-    options: dict[str, Any] = {"num_cpus": 1, "max_retries": 3}
+    options: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus, "max_retries": 3}
     task = ray.remote(function).options(**options, retry_exceptions=[TransientError])
     running: dict[Any, Any] = {}
     waiting: deque[Call] = deque()
@@ -148,7 +165,7 @@ def fan_out(function: Callable[..., Any], batches: Iterator[Sequence[Call]]) -> 
                 more = arrived is not None
                 waiting += arrived or ()
             # of a cluster that scales up from nothing one call is worth the asking
-            in_flight = max(1, 2 * int(cluster_total("CPU")))
+            in_flight = max(1, 2 * _slots(need))
             while waiting and len(running) < in_flight:
                 call = waiting.popleft()
                 running[task.remote(*call.arguments)] = call.key
@@ -156,6 +173,12 @@ def fan_out(function: Callable[..., Any], batches: Iterator[Sequence[Call]]) -> 
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+def _slots(need: Need) -> int:
+    """How many calls fit into the cluster at once."""
+    slots = cluster_total("CPU") / need.cpus
+    return int(min(slots, cluster_total("GPU") / need.gpus) if need.gpus else slots)
 
 
 def _ended(running: dict[Any, Any]) -> Iterator[Outcome]:

@@ -8,8 +8,9 @@ import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
+from lltopo.candidates import Progress
 from lltopo.errors import InputError
-from lltopo.neighbours import Neighbours, Progress, nearest_neighbours, neighbour_recall
+from lltopo.neighbours import Neighbours, nearest_neighbours, neighbour_recall
 
 __all__ = [
     "Graph",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -13,9 +14,18 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from lltopo.candidates import Progress
 from lltopo.graph import Graph, neighbour_graph
-from lltopo.neighbours import nearest_neighbours, neighbour_recall, search_method
+from lltopo.neighbours import (
+    Neighbours,
+    exact_neighbours,
+    nearest_neighbours,
+    neighbour_recall,
+    search_method,
+)
 from lltopo.storage import Place, exists, read_bytes, write_bytes
+
+ExactSearch = Callable[[NDArray[Any], int, Progress | None], Neighbours]
 
 
 class MadeGraph(NamedTuple):
@@ -31,7 +41,8 @@ def made_graph(
     k: int,
     method: str,
     origin: Mapping[str, Any],
-    progress: Callable[[float], None] | None = None,
+    progress: Progress | None = None,
+    find_exactly: ExactSearch = exact_neighbours,
 ) -> MadeGraph:
     """Make the k-nearest-neighbour graph of a split's features.
 
@@ -45,11 +56,16 @@ def made_graph(
         search is exact; the graph's sizes) is added to it.
     progress
         Told the fraction done.
+    find_exactly
+        Carries out an exact search; every one of them has the same answer.
     """
-    search = search_method(features.shape, method)
-    neighbours = nearest_neighbours(features, k, search, progress)
-    graph = neighbour_graph(neighbours.indices)
+    search = search_method((len(features), math.prod(features.shape[1:])), method)
     exact = search == "exact"
+    if exact:
+        neighbours = find_exactly(features, k, progress)
+    else:
+        neighbours = nearest_neighbours(features, k, search, progress)
+    graph = neighbour_graph(neighbours.indices)
     measured = {
         "search": search,
         "recall": 1.0 if exact else neighbour_recall(features, neighbours.indices),

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
+from lltopo.candidates import Progress, search_work
 from lltopo.data import DataSet, graph_features, samples_digest
 from lltopo.errors import InputError
-from lltopo.graph_files import MadeGraph, graph_file, made_graph, read_graph, write_graph
+from lltopo.graph_files import (
+    ExactSearch,
+    MadeGraph,
+    graph_file,
+    made_graph,
+    read_graph,
+    write_graph,
+)
 from lltopo.ingestion import check_lengths, given_features, given_fields
+from lltopo.neighbours import Neighbours, exact_neighbours
 from lltopo.progress import Notify
 from lltopo.sections import SPLITS
-from lltopo.storage import Place
+from lltopo.session import study_session
+from lltopo.storage import Place, remove
 from lltopo.study import Study
 from lltopo.study_data import LossesData
+
+LITTLE_WORK = 1e12  # multiply-adds that are done before torch or a cluster would have started
 
 
 def study_splits(study: Study) -> list[str]:
@@ -57,16 +71,43 @@ def write_new_graph(
     if data is not None:
         origin["samples"] = samples_digest(data.split(split))
     job = f"graph {split}"
+    parts = out / f"graph/{split}.blocks"
     made = made_graph(
         features,
         study.graph.k,
         study.graph.method,
         origin,
         lambda done: notify(job, int(999 * done), 1000, ""),
+        _exact_search(study, features, parts),
     )
     write_graph(graph_file(out, split), made)
+    remove(parts)
     notify(job, 1000, 1000, f"{made.graph.n_edges:,} edges")
     return made
+
+
+def _exact_search(study: Study, features: NDArray[Any], parts: Place) -> ExactSearch:
+    """The exact search for here: on a GPU, else on a cluster, else, as for little, on this CPU."""
+    n = len(features)
+    if search_work(n, n, features.size // n) < LITTLE_WORK:
+        return exact_neighbours
+    from lltopo.graph_torch import gpu_device, torch_neighbours
+
+    device = gpu_device()
+    if device is not None:
+        return partial(torch_neighbours, device=device)
+    from lltopo.fanout import has_cluster
+
+    if not has_cluster():
+        return exact_neighbours
+
+    def in_blocks(features: NDArray[Any], k: int, progress: Progress | None) -> Neighbours:
+        from lltopo.neighbour_blocks import block_neighbours
+
+        with study_session(study):
+            return block_neighbours(features, k, progress, parts)
+
+    return in_blocks
 
 
 def check_same_data(graphs: Mapping[str, MadeGraph], data: DataSet) -> None:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -59,18 +59,43 @@ class State(NamedTuple):
 def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker) -> None:
     """Train one run to its last epoch, from its last checkpoint if there is one.
 
-    Writes, after every epoch and before the first, the loss tables of both splits, the metrics,
-    and a checkpoint. With several workers the caller has set up ``torch.distributed``; then all
-    of them call this, and rank 0 writes.
+    A checkpoint before which a table is missing does not count. With several workers the caller
+    has set up ``torch.distributed``; then all of them call this, and rank 0 writes.
     """
-    run = study.runs[name]
-    training = run.training
+    for _ in trained_epochs(study, name, data, out, worker, complete_epochs(out, name, SPLITS)):
+        pass
+
+
+def trained_epochs(
+    study: Study, name: str, data: DataSet, out: Place, worker: Worker, recorded: Container[int]
+) -> Iterator[int]:
+    """Train one run epoch by epoch, from its last checkpoint if there is one.
+
+    Writes, after every epoch and before the first, the loss tables of both splits, the metrics,
+    and a checkpoint; then yields the epoch, so that the caller may stop there. The epoch from
+    which it goes on is yielded first.
+
+    Parameters
+    ----------
+    study, name, data
+        The run, and the samples of its study.
+    out
+        Where tables and checkpoints go.
+    worker
+        See `train_run`.
+    recorded
+        The epochs whose tables there are, here or elsewhere: a checkpoint counts only where all
+        up to its own are among them.
+    """
+    training = study.runs[name].training
     set_up_torch(training)
-    state = initial_state(run, data, worker)
+    state = initial_state(study.runs[name], data, worker)
     splits = {split: resident(data.split(split), worker) for split in SPLITS}
     recorder = LossRecorder(out, name)
     digest, kept = run_digest(study, name), kept_epochs(study, name)
-    done = _resumed_epoch(state, out, name, kept, digest)
+    done = _resumed_epoch(state, checkpoints(out, name, kept, digest), recorded)
+    if done is not None:
+        yield done
     for epoch in range(0 if done is None else done + 1, training.epochs + 1):
         start = time.perf_counter()
         if epoch > 0:
@@ -89,6 +114,7 @@ def train_run(study: Study, name: str, data: DataSet, out: Place, worker: Worker
                 bare(state.model).state_dict(), state.optimizer.state_dict(), epoch, digest
             )
             write_checkpoint(checkpoint, out, name, kept)
+        yield epoch
 
 
 def train_epoch(
@@ -261,12 +287,11 @@ def _derived_seed(seed: int, epoch: int, purpose: int) -> int:
 
 
 def _resumed_epoch(
-    state: State, out: Place, name: str, kept_epochs: Sequence[int], digest: str
+    state: State, found: Iterable[Checkpoint], recorded: Container[int]
 ) -> int | None:
-    """Load the latest checkpoint before which no table is missing; None to start afresh."""
-    complete = complete_epochs(out, name, SPLITS)
-    for checkpoint in checkpoints(out, name, kept_epochs, digest):
-        if complete >= set(range(checkpoint.epoch + 1)):
+    """Load the first checkpoint before which no table is missing; None to start afresh."""
+    for checkpoint in found:
+        if all(epoch in recorded for epoch in range(checkpoint.epoch + 1)):
             bare(state.model).load_state_dict(checkpoint.model)
             state.optimizer.load_state_dict(checkpoint.optimizer)
             return checkpoint.epoch

@@ -1,10 +1,8 @@
 """Nearest neighbours, as exact as brute force at the price of half a matrix product.
 
-Exact search multiplies blocks of centred float32 features, each pair of blocks once. A product
-gives a certified lower bound of each squared distance (Higham 2002, section 3.1: a dot product
-of length d is wrong by at most d u / (1 - d u) times the norms). The few vertices with the
-smallest bounds are ranked again by their true distances on the raw values; where the last
-bound kept does not lie beyond the k-th true distance, the row is searched again without bounds.
+Exact search keeps the few vertices with the smallest certified bounds (`candidates.py`) and ranks
+them again by their true distances on the raw values; where the last bound kept does not lie
+beyond the k-th true distance, the row is searched again without bounds.
 """
 
 from __future__ import annotations
@@ -12,25 +10,28 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from itertools import pairwise
 from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import njit
 from numpy.typing import ArrayLike, NDArray
 
 from lltopo.arrays import read_only
+from lltopo.candidates import (
+    N_THREADS,
+    Candidates,
+    Centred,
+    Progress,
+    all_candidates,
+    centred,
+    for_parts,
+    insert,
+    n_candidates,
+)
 from lltopo.errors import InputError
 
-SPARE_CANDIDATES = 8  # beyond k: how many bounds are kept for the exact ranking
-TILE = 2048  # rows and columns of a product: 16 MiB, which stays in a shared cache
-CHUNK = 64  # products that are compared before any is looked at singly
 EXACT_WITHIN = 3e14  # n * n * d up to which "auto" searches exactly: half an hour on two cores
 LARGEST_FEATURE = 1e150  # beyond it a squared distance may overflow
-
-Progress = Callable[[float], None]
 
 
 class Neighbours(NamedTuple):
@@ -73,10 +74,10 @@ def nearest_neighbours(
     InputError
         As for `knn_graph`.
     """
-    rows = _feature_rows(features, k)
+    rows = feature_rows(features, k)
     report = progress or _no_progress
     if search_method(rows.shape, method) == "exact":
-        return _exact_neighbours(rows, k, report)
+        return exact_neighbours(rows, k, report)
     return _descent_neighbours(rows, k, report)
 
 
@@ -118,7 +119,7 @@ def neighbour_recall(
         From 0 to 1, over all k neighbours of the rows drawn.
     """
     k = indices.shape[1]
-    rows = _feature_rows(features, k)
+    rows = feature_rows(features, k)
     n = len(rows)
     drawn = np.random.default_rng(seed).choice(n, size=min(n_rows, n), replace=False)
     truth = _search_rows(rows, drawn, k).indices
@@ -127,8 +128,14 @@ def neighbour_recall(
     )
 
 
-def _feature_rows(features: ArrayLike, k: int) -> NDArray[Any]:
-    """Return the features as a contiguous, read-only (n, d) array of uint8, float32 or float64."""
+def feature_rows(features: ArrayLike, k: int) -> NDArray[Any]:
+    """Return the features as a contiguous, read-only (n, d) array of uint8, float32 or float64.
+
+    Raises
+    ------
+    InputError
+        As for `knn_graph`.
+    """
     array = np.asarray(features)
     if array.ndim < 2 or array.size == 0 or array.dtype.kind not in "buif":
         raise InputError(
@@ -165,176 +172,115 @@ def _no_progress(fraction: float) -> None:
 # -- exact search ---------------------------------------------------------------------------
 
 
-class _Candidates(NamedTuple):
-    """For each vertex the smallest lower bounds so far, ascending, and whose they are."""
+def exact_neighbours(
+    features: ArrayLike,
+    k: int,
+    progress: Progress | None = None,
+    find_candidates: Callable[[Centred, int, Progress], Candidates] = all_candidates,
+) -> Neighbours:
+    """Find every vertex's k nearest others exactly: candidates by their bounds, then ranked.
 
-    bounds: NDArray[np.float32]  # (n, width): halved squared distances, scaled
-    ids: NDArray[np.int32]  # (n, width)
-    limit: NDArray[np.float32]  # (n,): the last bound of each row, side by side
-
-
-class _Centred(NamedTuple):
-    """Features moved to their mean and scaled to at most 1, as the products take them."""
-
-    rows: NDArray[np.float32]  # (n, d)
-    half_norms: NDArray[np.float32]  # (n,): |row|^2 / 2 less the rounding it may be blamed for
-    scale: float  # one unit of `rows` in raw values
-
-
-def _exact_neighbours(rows: NDArray[Any], k: int, progress: Progress) -> Neighbours:
-    n, d = rows.shape
-    centred = _centred(rows)
-    candidates = _candidates(centred, min(k + SPARE_CANDIDATES, n - 1), progress)
-    found = _ranked(rows, candidates.ids, k)
-    farthest = found.distances[:, -1] ** 2 * (1 + (d + 8) * np.finfo(np.float64).eps)
-    doubtful = np.flatnonzero(~(farthest / (2 * centred.scale**2) < candidates.limit))
-    _search_again(found, rows, doubtful)
-    progress(1.0)
+    Parameters
+    ----------
+    features, k, progress
+        As for `knn_graph`, whose errors are raised.
+    find_candidates
+        Keeps each vertex's smallest bounds, so many as it is told; whichever way it does so, the
+        answer is the same bit for bit.
+    """
+    rows = feature_rows(features, k)
+    report = progress or _no_progress
+    space = centred(rows)
+    candidates = find_candidates(space, n_candidates(len(rows), k), report)
+    found = certified_neighbours(rows, np.arange(len(rows)), candidates, space.scale, k)
+    report(1.0)
     return found
 
 
-def _centred(rows: NDArray[Any]) -> _Centred:
-    """Centre and scale the features, with the norms that make every bound a lower one."""
-    n, d = rows.shape
-    mean = rows.mean(axis=0, dtype=np.float64)
-    reach = float(max(np.max(rows.max(axis=0) - mean), np.max(mean - rows.min(axis=0))))
-    scale = 2.0 ** math.ceil(math.log2(reach)) if reach > 0 else 1.0
-    centred = np.empty((n, d), np.float32)
-    norms = np.empty(n)
-    for start in range(0, n, TILE):
-        part = slice(start, start + TILE)
-        centred[part] = (rows[part] - mean) / scale
-        norms[part] = np.einsum("ij,ij->i", centred[part], centred[part], dtype=np.float64)
-    # d roundings of the product; 16 for the cast, the norms and the sums; then what underflows
-    blame = (d + 16) * float(np.finfo(np.float32).eps) / 2
-    shrunk = norms * (1 - blame / max(1 - blame, 1e-9)) / 2 - d * np.finfo(np.float32).tiny
-    return _Centred(centred, shrunk.astype(np.float32), scale)
+def certified_neighbours(
+    rows: NDArray[Any],
+    chosen: NDArray[np.int64],
+    candidates: Candidates,
+    scale: float,
+    k: int,
+    n_threads: int = N_THREADS,
+) -> Neighbours:
+    """Rank the candidates of some vertices exactly, and search again where they do not suffice.
 
+    Parameters
+    ----------
+    rows : (n, d) array
+        Of `feature_rows`.
+    chosen : (m,) int64
+        The vertices, one a row of `candidates`.
+    scale : float
+        Of the `Centred` features that the candidates come from.
 
-def _candidates(centred: _Centred, width: int, progress: Progress) -> _Candidates:
-    """Keep each vertex's `width` smallest bounds; every product serves its rows and columns."""
-    n = len(centred.rows)
-    candidates = _Candidates(
-        np.full((n, width), np.inf, np.float32),
-        np.full((n, width), n, np.int32),
-        np.full(n, np.inf, np.float32),
-    )
-    products = np.empty((TILE, TILE), np.float32)
-    for top in range(0, n, TILE):
-        upper = centred.rows[top : top + TILE]
-        for left in range(top, n, TILE):
-            lower = centred.rows[left : left + TILE]
-            product = products.ravel()[: len(upper) * len(lower)].reshape(len(upper), len(lower))
-            np.matmul(upper, lower.T, out=product)
-            corner = (top, left)
-            _for_parts(_offer_to_rows, len(upper), candidates, centred.half_norms, product, corner)
-            if left > top:
-                _for_parts(
-                    _offer_to_columns, len(lower), candidates, centred.half_norms, product, corner
-                )
-        progress(1 - (max(n - top - TILE, 0) / n) ** 2)
-    return candidates
-
-
-def _for_parts(kernel: Callable[..., None], n_rows: int, *arguments: Any) -> None:
-    """Run ``kernel(*arguments, first, last)`` over all rows, a thread a core."""
-    n_threads = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-    ends = np.linspace(0, n_rows, min(n_threads, n_rows) + 1).astype(np.int64).tolist()
-    with ThreadPoolExecutor(n_threads) as pool:
-        tasks = [pool.submit(kernel, *arguments, first, last) for first, last in pairwise(ends)]
-    for task in tasks:
-        task.result()
-
-
-@njit(cache=True, nogil=True)
-def _offer_to_rows(candidates, half_norms, product, corner, first, last):  # type: ignore[no-untyped-def]
-    """Offer the columns of a product as neighbours to its rows ``first .. last - 1``."""
-    top, left = corner
-    n_columns = product.shape[1]
-    for i in range(first, last):
-        v = top + i
-        for start in range(0, n_columns, CHUNK):
-            stop = min(start + CHUNK, n_columns)
-            limit = candidates.limit[v]
-            n_close = 0
-            for j in range(start, stop):
-                n_close += half_norms[v] + half_norms[left + j] - product[i, j] < limit
-            if n_close == 0:
-                continue
-            for j in range(start, stop):
-                bound = half_norms[v] + half_norms[left + j] - product[i, j]
-                if bound < candidates.limit[v] and left + j != v:
-                    _insert(candidates.bounds[v], candidates.ids[v], bound, left + j)
-                    candidates.limit[v] = candidates.bounds[v, -1]
-
-
-@njit(cache=True, nogil=True)
-def _offer_to_columns(candidates, half_norms, product, corner, first, last):  # type: ignore[no-untyped-def]
-    """Offer the rows of a product as neighbours to its columns ``first .. last - 1``."""
-    top, left = corner
-    for i in range(product.shape[0]):
-        for start in range(first, last, CHUNK):
-            stop = min(start + CHUNK, last)
-            n_close = 0
-            for j in range(start, stop):
-                bound = half_norms[top + i] + half_norms[left + j] - product[i, j]
-                n_close += bound < candidates.limit[left + j]
-            if n_close == 0:
-                continue
-            for j in range(start, stop):
-                v = left + j
-                bound = half_norms[top + i] + half_norms[v] - product[i, j]
-                if bound < candidates.limit[v]:
-                    _insert(candidates.bounds[v], candidates.ids[v], bound, top + i)
-                    candidates.limit[v] = candidates.bounds[v, -1]
-
-
-@njit(cache=True, nogil=True)
-def _insert(keys, ids, key, vertex):  # type: ignore[no-untyped-def]
-    """Insert into a row sorted by (key, id); its last entry falls out."""
-    i = len(keys) - 1
-    while i > 0 and (key < keys[i - 1] or (key == keys[i - 1] and vertex < ids[i - 1])):
-        keys[i] = keys[i - 1]
-        ids[i] = ids[i - 1]
-        i -= 1
-    keys[i] = key
-    ids[i] = vertex
+    Returns
+    -------
+    Neighbours
+        Of the chosen vertices, one a row.
+    """
+    d = rows.shape[1]
+    found = _ranked(rows, chosen, candidates.ids, k, n_threads)
+    farthest = found.distances[:, -1] ** 2 * (1 + (d + 8) * np.finfo(np.float64).eps)
+    doubtful = np.flatnonzero(~(farthest / (2 * scale**2) < candidates.limit))
+    _search_again(found, rows, chosen, doubtful, n_threads)
+    return found
 
 
 # -- ranking by true distances --------------------------------------------------------------
 
 
-def _ranked(rows: NDArray[Any], candidates: NDArray[np.int32], k: int) -> Neighbours:
-    """Rank each row's candidates by their true distances and keep k."""
-    n = len(rows)
-    found = Neighbours(np.full((n, k), n, np.int32), np.full((n, k), np.inf))
-    _for_parts(_rank_rows, n, rows, read_only(candidates), found)
+def _ranked(
+    rows: NDArray[Any],
+    chosen: NDArray[np.int64],
+    candidates: NDArray[np.int32],
+    k: int,
+    n_threads: int,
+) -> Neighbours:
+    """Rank the candidates of each chosen vertex by their true distances and keep k."""
+    found = _nobody(len(chosen), k, len(rows))
+    arguments = (rows, read_only(chosen), read_only(candidates), found)
+    for_parts(_rank_candidates, len(chosen), *arguments, n_threads=n_threads)
     return found
 
 
-def _search_again(found: Neighbours, rows: NDArray[Any], doubtful: NDArray[np.int64]) -> None:
-    """Replace what was found for some rows by the result of an exhaustive search."""
+def _search_again(
+    found: Neighbours,
+    rows: NDArray[Any],
+    chosen: NDArray[np.int64],
+    doubtful: NDArray[np.int64],
+    n_threads: int,
+) -> None:
+    """Replace what was found for some of the chosen by the result of an exhaustive search."""
     if len(doubtful):
-        truth = _search_rows(rows, doubtful, found.indices.shape[1])
+        truth = _search_rows(rows, chosen[doubtful], found.indices.shape[1], n_threads)
         found.indices[doubtful] = truth.indices
         found.distances[doubtful] = truth.distances
 
 
-def _search_rows(rows: NDArray[Any], chosen: NDArray[np.int64], k: int) -> Neighbours:
+def _search_rows(
+    rows: NDArray[Any], chosen: NDArray[np.int64], k: int, n_threads: int = N_THREADS
+) -> Neighbours:
     """Rank all vertices for each of the chosen ones: n d additions in float64 a row."""
-    n = len(rows)
-    found = Neighbours(np.full((len(chosen), k), n, np.int32), np.full((len(chosen), k), np.inf))
-    _for_parts(_rank_all, len(chosen), rows, read_only(chosen), found)
+    found = _nobody(len(chosen), k, len(rows))
+    arguments = (rows, read_only(chosen), found)
+    for_parts(_rank_all, len(chosen), *arguments, n_threads=n_threads)
     return found
 
 
+def _nobody(n_rows: int, k: int, n_vertices: int) -> Neighbours:
+    return Neighbours(np.full((n_rows, k), n_vertices, np.int32), np.full((n_rows, k), np.inf))
+
+
 @njit(cache=True, nogil=True)
-def _rank_rows(rows, candidates, found, first, last):  # type: ignore[no-untyped-def]
-    for v in range(first, last):
-        for u in candidates[v]:
-            _rank(rows, v, u, found.distances[v], found.indices[v])
+def _rank_candidates(rows, chosen, candidates, found, first, last):  # type: ignore[no-untyped-def]
+    for i in range(first, last):
+        for u in candidates[i]:
+            _rank(rows, chosen[i], u, found.distances[i], found.indices[i])
         for j in range(found.distances.shape[1]):
-            found.distances[v, j] = math.sqrt(found.distances[v, j])
+            found.distances[i, j] = math.sqrt(found.distances[i, j])
 
 
 @njit(cache=True, nogil=True)
@@ -353,7 +299,7 @@ def _rank(rows, v, u, squared, ids):  # type: ignore[no-untyped-def]
         return
     distance = _squared_distance(rows[v], rows[u])
     if distance < squared[-1] or (distance == squared[-1] and u < ids[-1]):
-        _insert(squared, ids, distance, u)
+        insert(squared, ids, distance, u)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc"})
@@ -373,13 +319,15 @@ def _descent_neighbours(rows: NDArray[Any], k: int, progress: Progress) -> Neigh
     """Take NN-descent's answer to a wider question, and rank that by true distances."""
     from pynndescent import NNDescent
 
-    width = min(2 * k + SPARE_CANDIDATES, len(rows) - 1)
+    width = n_candidates(len(rows), 2 * k)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Failed to correctly find n_neighbors")
-        index = NNDescent(_centred(rows).rows, n_neighbors=width + 1, random_state=0)
+        index = NNDescent(centred(rows).rows, n_neighbors=width + 1, random_state=0)
         candidates = np.ascontiguousarray(index.neighbor_graph[0], np.int32)
     progress(0.9)
-    found = _ranked(rows, candidates, k)
-    _search_again(found, rows, np.flatnonzero((candidates < 0).any(axis=1)))  # rows left short
+    everyone = np.arange(len(rows))
+    found = _ranked(rows, everyone, candidates, k, N_THREADS)
+    left_short = np.flatnonzero((candidates < 0).any(axis=1))
+    _search_again(found, rows, everyone, left_short, N_THREADS)
     progress(1.0)
     return found

@@ -19,20 +19,17 @@ from lltopo.fanout import Call, fan_out, shared
 from lltopo.graph_files import MadeGraph
 from lltopo.graphs import check_k, check_same_data, known_graphs, study_splits, write_new_graph
 from lltopo.ingestion import given_fields, losses_folder, record_given_losses
+from lltopo.opening import open_results
 from lltopo.reduction import Findings, series_is_current, write_series
 from lltopo.sections import SPLITS
 from lltopo.session import Session, study_session
 from lltopo.storage import (
     Place,
-    exists,
-    read_bytes,
     remove,
     remove_partial_files,
-    write_bytes,
 )
-from lltopo.study import Study, changed_keys
+from lltopo.study import Study
 from lltopo.study_data import LossesData
-from lltopo.study_files import parsed_study, study_yaml
 from lltopo.tables import Field, complete_epochs, recorded_digest
 
 _TRAIN_STATE = ".train"
@@ -87,40 +84,6 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
 
         write_report(study, out)
     return problems
-
-
-def open_results(study: Study, out: Place) -> None:
-    """Claim a folder for a study, or find it claimed by the same one.
-
-    A claim holds as soon as there are losses or diagrams: before, nothing is there that another
-    study would spoil (a graph says how it was made), and a wrong study may be mended.
-
-    Raises
-    ------
-    InputError
-        Where another study, or nobody known, made the results there; names the keys that differ.
-    """
-    target = out / "study.yaml"
-    content = study_yaml(study).encode()
-    before = read_bytes(target) if exists(target) else None
-    made = [name for name in ("losses", "diagrams") if exists(out / name)]
-    given = isinstance(study.data, LossesData) and isinstance(study.data.losses, str)
-    # a LossRecorder's folder may be analyzed where it lies
-    in_place = given and made == ["losses"] and losses_folder(study, out) == out / "losses"
-    if before is None and made and not in_place:
-        raise InputError(
-            f"{out}: holds {made[0]} of no known study: there is no study.yaml beside them. "
-            "Choose another --out."
-        )
-    if before is not None and made:
-        changed = changed_keys(parsed_study(before, str(target)), study)
-        if changed:
-            raise InputError(
-                f"{target}: the results there were made by another study: {'; '.join(changed)}. "
-                "Choose another --out, or set these back."
-            )
-    if before != content:
-        write_bytes(target, content)
 
 
 def _prepared(

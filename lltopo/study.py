@@ -204,34 +204,26 @@ class Study(Section):
             for name in section.runs or ():
                 if name not in self.runs:
                     raise ValueError(f"{key}.runs: {name} is no run. {nearest(name, [*self.runs])}")
-        for run, settings in self.runs.items():
-            last = settings.training.epochs
-            for key, epochs in (
-                ("surface", surface_epochs(self, run)),
-                ("jump", jump_epochs(self, run)),
-            ):
-                if max(epochs, default=0) > last:
-                    raise ValueError(
-                        f"{key}: expected epochs up to {last}, the last of run {run}, "
-                        f"got {max(epochs)}"
-                    )
         return self
 
 
 def surface_epochs(study: Study, run: str) -> list[int]:
-    """Return the epochs of a run around whose weights the study asks for surfaces, rising."""
-    surface = study.surface
+    """Return the epochs of a run around whose weights the study asks for surfaces, rising.
+
+    Those that the run will not reach are left out.
+    """
+    surface, last = study.surface, study.runs[run].training.epochs
     if surface is None or run not in (surface.runs or study.runs):
         return []
-    return sorted(surface.epochs or [study.runs[run].training.epochs])
+    return [epoch for epoch in sorted(surface.epochs or [last]) if epoch <= last]
 
 
 def jump_epochs(study: Study, run: str) -> list[int]:
-    """Return the epoch of a run from whose weights the study jumps, if it does."""
-    jump = study.jump
+    """Return the epoch of a run from whose weights the study jumps, if it reaches it."""
+    jump, last = study.jump, study.runs[run].training.epochs
     if jump is None or run not in (jump.runs or study.runs):
         return []
-    return [study.runs[run].training.epochs if jump.epoch is None else jump.epoch]
+    return [epoch for epoch in [last if jump.epoch is None else jump.epoch] if epoch <= last]
 
 
 def kept_epochs(study: Study, run: str) -> list[int]:

@@ -8,10 +8,10 @@ second copy.
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 import ray.train
@@ -19,12 +19,24 @@ import ray.train.torch
 
 from lltopo.errors import InputError
 from lltopo.fanout import cluster_total
+from lltopo.jump_files import Trajectory
 from lltopo.storage import Place
 from lltopo.study import Study
 from lltopo.study_data import LossesData
 from lltopo.study_files import resolved_study
 
+if TYPE_CHECKING:
+    from lltopo.loop import Worker
+
 _MAX_FAILURES = 3
+
+
+class Loop(NamedTuple):
+    """What each of some workers does: a function of one mapping, and that mapping."""
+
+    function: Callable[[dict[str, Any]], None]
+    config: dict[str, Any]
+    n_workers: int
 
 
 @contextmanager
@@ -42,15 +54,47 @@ def training_runs(
     """
     pool = ThreadPoolExecutor(parallel_runs(study, names), thread_name_prefix="train")
     try:
-        yield {name: pool.submit(_fit, study, out, name, state) for name in names}
+        yield {name: pool.submit(_fit, study, _run_loop(study, out, name), state) for name in names}
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextmanager
+def sampled_trajectories(
+    study: Study, out: Place, trajectories: Sequence[Trajectory], state: Place
+) -> Iterator[Future[None]]:
+    """Sample trajectories of one run in the background, as many at once as fit into the cluster.
+
+    One trainer serves them all: its workers deal them out among themselves, and each trains
+    alone. ``state`` is as for `training_runs`.
+
+    Yields
+    ------
+    future
+        Ends when all trajectories have.
+    """
+    pool = ThreadPoolExecutor(1, thread_name_prefix="jump")
+    n_workers = min(len(trajectories), _slots(study, 1))
+    config = {
+        "study": study.model_dump(mode="json"),
+        "trajectories": list(trajectories),
+        "out": out,
+    }
+    try:
+        yield pool.submit(_fit, study, Loop(_jump_worker, config, n_workers), state)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
 
 def parallel_runs(study: Study, names: Sequence[str]) -> int:
     """How many of the runs fit side by side into the cluster, within ``resources``."""
+    slots = _slots(study, max(study.runs[name].training.workers for name in names))
+    return min(len(names), slots)
+
+
+def _slots(study: Study, n_workers: int) -> int:
+    """How many groups of ``n_workers`` fit side by side into the cluster, within ``resources``."""
     need = study.resources
-    n_workers = max(study.runs[name].training.workers for name in names)
     slots = cluster_total("CPU") / (n_workers * need.cpus_per_worker)
     if _uses_gpu():
         slots = min(slots, cluster_total("GPU") / (n_workers * need.gpus_per_worker))
@@ -60,27 +104,26 @@ def parallel_runs(study: Study, names: Sequence[str]) -> int:
             f"{need.cpus_per_worker:g} CPUs each, got {cluster_total('CPU'):g} CPUs. "
             "Lower training.workers or resources.cpus_per_worker."
         )
-    return min(len(names), int(slots), need.parallel_runs or len(names))
+    return min(int(slots), need.parallel_runs or int(slots))
 
 
 def _uses_gpu() -> bool:
     return cluster_total("GPU") > 0
 
 
-def _fit(study: Study, out: Place, name: str, state: Place) -> None:
-    training = study.runs[name].training
+def _fit(study: Study, loop: Loop, state: Place) -> None:
     needs = {"CPU": study.resources.cpus_per_worker}
     if _uses_gpu():
         needs["GPU"] = study.resources.gpus_per_worker
     trainer = ray.train.torch.TorchTrainer(
-        _train_worker,
-        train_loop_config={"study": study.model_dump(mode="json"), "run": name, "out": out},
+        loop.function,
+        train_loop_config=loop.config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=training.workers, use_gpu=_uses_gpu(), resources_per_worker=needs
+            num_workers=loop.n_workers, use_gpu=_uses_gpu(), resources_per_worker=needs
         ),
         run_config=ray.train.RunConfig(
             # never a name that Train has seen: it would go on from its notes, not from ours
-            name=f"{name}-{uuid.uuid4().hex[:8]}",
+            name=uuid.uuid4().hex,
             storage_path=state.path,
             storage_filesystem=state.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
@@ -97,14 +140,34 @@ def _fit(study: Study, out: Place, name: str, state: Place) -> None:
         raise
 
 
+def _run_loop(study: Study, out: Place, name: str) -> Loop:
+    config = {"study": study.model_dump(mode="json"), "run": name, "out": out}
+    return Loop(_train_worker, config, study.runs[name].training.workers)
+
+
 def _train_worker(config: dict[str, Any]) -> None:
     from lltopo.data import load_data
-    from lltopo.loop import Worker, train_run
+    from lltopo.loop import train_run
 
     study = resolved_study(config["study"], "study")
     assert not isinstance(study.data, LossesData)
+    train_run(study, config["run"], load_data(study.data), config["out"], _worker())
+
+
+def _jump_worker(config: dict[str, Any]) -> None:
+    from lltopo.data import load_data
+    from lltopo.jump import sample_trajectories
+
+    study = resolved_study(config["study"], "study")
+    assert not isinstance(study.data, LossesData)
+    data = load_data(study.data)
+    sample_trajectories(study, data, config["trajectories"], config["out"], _worker())
+
+
+def _worker() -> Worker:
+    from lltopo.loop import Worker
+
     context = ray.train.get_context()
-    worker = Worker(
+    return Worker(
         context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
     )
-    train_run(study, config["run"], load_data(study.data), config["out"], worker)

@@ -23,6 +23,7 @@ KERNELS = (
     "arrays",
     "assignment",
     "bottleneck",
+    "candidates",
     "contour",
     "diagrams",
     "distances",

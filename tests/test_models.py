@@ -14,14 +14,29 @@ from torch import nn
 from lltopo.errors import InputError
 from lltopo.models import build_model
 from lltopo.models.wideresnet import WideResNet
-from lltopo.study_models import ConvNetModel, MlpModel, PythonModel, WideResNetModel
+from lltopo.study_models import (
+    ConvNetModel,
+    DenseNet121Model,
+    MlpModel,
+    PythonModel,
+    ResNetModel,
+    Vgg9Model,
+    WideResNetModel,
+)
 
+CONVNET = ConvNetModel(name="convnet", width=2)
+MLP = MlpModel(name="mlp", hidden=[5, 4])
 SMALL = [
     WideResNetModel(name="wideresnet", depth=10, widen_factor=1),
-    ConvNetModel(name="convnet", width=2),
-    MlpModel(name="mlp", hidden=[5, 4]),
+    ResNetModel(name="resnet", depth=8, width=4),
+    ResNetModel(name="resnet", depth=8, width=4, shortcuts=False),
+    Vgg9Model(name="vgg9", width=2),
+    DenseNet121Model(name="densenet121", growth=2),
+    CONVNET,
+    MLP,
 ]
-names = [model.name for model in SMALL]
+HALVING = ("vgg9", "densenet121", "convnet")
+names = [f"{model.name}-{i}" for i, model in enumerate(SMALL)]
 
 
 def n_parameters(model: nn.Module) -> int:
@@ -34,6 +49,47 @@ def test_the_theses_network_has_its_size() -> None:
     assert len(wide.blocks) == 6
     # Zagoruyko and Komodakis 2016, table 4: 2.7 million
     assert n_parameters(WideResNet((3, 32, 32), 10, 16, 4)) == 2_748_890
+
+
+@pytest.mark.parametrize(
+    ("model", "n"),
+    [
+        (ResNetModel(name="resnet"), 855_770),
+        (ResNetModel(name="resnet", shortcuts=False), 853_018),
+        (ResNetModel(name="resnet", depth=20), 272_474),
+        (Vgg9Model(name="vgg9"), 2_789_706),
+        (DenseNet121Model(name="densenet121"), 6_956_298),
+    ],
+)
+def test_the_networks_of_the_surfaces_have_their_size(model: Any, n: int) -> None:
+    network = build_model(model, (3, 32, 32), 10, 0)
+    assert n_parameters(network) == n
+    assert network(torch.randn(2, 3, 32, 32)).shape == (2, 10)
+
+
+def test_a_resnet_has_its_depth_and_its_shortcuts() -> None:
+    for shortcuts in (True, False):
+        network = build_model(ResNetModel(name="resnet", shortcuts=shortcuts), (3, 32, 32), 10, 0)
+        kernels = [m.kernel_size for m in network.modules() if isinstance(m, nn.Conv2d)]
+        assert kernels.count((3, 3)) == 55  # and the head is the 56th layer
+        assert kernels.count((1, 1)) == 2 * shortcuts
+        inner = network.blocks[1]
+        with torch.no_grad():
+            for conv in (inner.conv1, inner.conv2):
+                conv[0].weight.zero_()
+        x = torch.rand(2, 16, 4, 4)
+        # with nothing learned a block with a shortcut hands its input on
+        assert torch.equal(inner.eval()(x), x if shortcuts else torch.zeros_like(x))
+
+
+def test_a_densenet_keeps_all_earlier_channels() -> None:
+    network = build_model(DenseNet121Model(name="densenet121"), (3, 32, 32), 10, 0).eval()
+    x = torch.randn(1, 64, 4, 4)
+    after = network.blocks[0](x)
+    assert after.shape == (1, 96, 4, 4)
+    assert torch.equal(after[:, :64], x)
+    shapes = {network.head.in_features, network.bn.num_features}
+    assert shapes == {1024}
 
 
 def test_the_small_networks_have_their_size() -> None:
@@ -108,13 +164,20 @@ def test_building_leaves_the_random_state_alone() -> None:
     torch.manual_seed(3)
     expected = torch.rand(4)
     torch.manual_seed(3)
-    build_model(SMALL[2], (4,), 2, seed=9)
+    build_model(MLP, (4,), 2, seed=9)
     assert torch.equal(torch.rand(4), expected)
 
 
 @pytest.mark.parametrize(
     ("model", "shape"),
-    [(SMALL[0], (64,)), (SMALL[1], (64,)), (SMALL[1], (3, 7, 8))],
+    [
+        *((model, (64,)) for model in SMALL if model is not MLP),
+        *(
+            (model, (3, 7, 8))
+            for model in SMALL
+            if model.name in ("vgg9", "densenet121", "convnet")
+        ),
+    ],
 )
 def test_samples_that_do_not_fit_are_refused(model: Any, shape: tuple[int, ...]) -> None:
     with pytest.raises(InputError, match=rf"model: {model.name} does not fit the samples: expec"):
