@@ -45,6 +45,7 @@ from lltopo.results import (
     training_rows,
 )
 from lltopo.sections import SPLITS, Split
+from lltopo.seeds import first_seeds, seed_groups, styles
 from lltopo.tables import TREES, Tree
 
 TREE_NAMES: dict[Tree, str] = {"join": "join tree (maxima)", "split": "split tree (minima)"}
@@ -145,13 +146,15 @@ def heatmap_plates(results: Results, split: Split, tree: Tree, dgms: Diagrams) -
     """Diagrams of one tree and split before and after each change of the rate (7.7 to 7.30),
     then those of the last epoch, all on one scale."""
     pairs = [
-        (run, i, epoch) for run in results.runs for i, epoch in enumerate(milestones(results, run))
+        (run, i, epoch)
+        for run in first_seeds(results)
+        for i, epoch in enumerate(milestones(results, run))
     ]
     shown = [(run, e) for run, _, epoch in pairs for e in (epoch - 1, epoch)]
-    ends = _last_epochs(results)
+    ends = [end for end in _last_epochs(results) if end[0] in first_seeds(results)]
     scale = _scale_of(results, dgms, [*shown, *ends])
     for run, change, epoch in pairs:
-        number = _heatmap_number(FIELDS.index((tree, split)), results.runs.index(run), change)
+        number = _heatmap_number(FIELDS.index((tree, split)), styles(results)[run], change)
         panels = [
             (f"before (epoch {epoch - 1})", dgms[run, epoch - 1]),
             (f"after (epoch {epoch})", dgms[run, epoch]),
@@ -177,7 +180,8 @@ def heatmap_plates(results: Results, split: Split, tree: Tree, dgms: Diagrams) -
 def correlation_plates(results: Results) -> Iterator[Plate]:
     """Rank correlations of the series with the training, values above first differences."""
     for split in SPLITS:
-        rows = matching(results.correlations, split=split)
+        shown = first_seeds(results)
+        rows = [r for r in matching(results.correlations, split=split) if r["run"] in shown]
         if not rows:
             continue
         series = list(dict.fromkeys((row["measure"], row["tree"], row["run"]) for row in rows))
@@ -270,17 +274,21 @@ def _plot_runs(
     results: Results, split: Split, rows: Mapping[str, list[Row]], column: str, ax: Axes
 ) -> None:
     """Every run's column by epoch, with the rate's changes and the epochs that are not ok."""
-    for style, (run, of_run) in enumerate(rows.items()):
+    style = styles(results)
+    labels = {group.runs[0]: group.label for group in seed_groups(results)}
+    for run, of_run in rows.items():
         line = curve(of_run, column)
-        plot_series(line.epoch, line.value, label=short_name(run), style=style, ax=ax)
+        label = short_name(labels[run]) if run in labels else None
+        plot_series(line.epoch, line.value, label=label, style=style[run], ax=ax)
     fit_value_axis(ax)
     if not any(np.isfinite(line.get_ydata()).any() for line in ax.get_lines()):
         write_note(ax, "not recorded, or not finite")
     changes = {run: frozenset(milestones(results, run)) for run in rows}
     shared = frozenset.intersection(*changes.values())
     plot_milestones(shared, ax=ax)
-    for style, run in enumerate(rows):
-        plot_milestones(changes[run] - shared, color=COLOURS[style % len(COLOURS)], ax=ax)
+    for run in rows:
+        colour = COLOURS[style[run] % len(COLOURS)]
+        plot_milestones(changes[run] - shared, color=colour, ax=ax)
         lost = {
             row["epoch"]: row["status"]
             for row in topology_rows(results, run, split, "join")
@@ -289,7 +297,7 @@ def _plot_runs(
         if lost:
             statuses = " or ".join(sorted(set(lost.values())))
             label = f"{short_name(run)}: {statuses}"
-            plot_lost_epochs(list(lost), label=label, style=style, ax=ax)
+            plot_lost_epochs(list(lost), label=label, style=style[run], ax=ax)
     for text in ax.legend(fontsize="small", framealpha=0.85).get_texts():
         text.set_parse_math(False)
     ax.label_outer()

@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lltopo import claims, plates, slider, trajectories
+from lltopo import claims, jump_plates, plates, seeds, slider, trajectories
 from lltopo.figures import COLOURS, png_bytes
 from lltopo.plates import Diagrams, Plate
 from lltopo.results import (
@@ -41,9 +41,11 @@ _SOURCES = (
     "heatmaps.py",
     "figures.py",
     "results.py",
+    "seeds.py",
     "claims.py",
     "plates.py",
     "trajectories.py",
+    "jump_plates.py",
     "slider.py",
     "report.py",
 )
@@ -147,7 +149,7 @@ def inputs_digest(results: Results) -> str:
     )
     metrics = [row | {"seconds": None} for row in results.metrics]
     content = [study, results.series, metrics, results.correlations, results.contours]
-    content.append(results.distances)
+    content += [results.distances, results.jumps, results.jump_diagrams, results.jump_summary]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     package = files("lltopo")
     templates = sorted(package.joinpath("templates").iterdir(), key=lambda file: file.name)
@@ -176,6 +178,7 @@ def report_page(results: Results, digest: str) -> Page:
             digest=digest,
             scores=[_score(results, run) for run in results.runs],
             smoothest=claims.smoothest_runs(results),
+            styles=seeds.styles(results),
             summary=summary,
             claims=claims.thesis_claims(results),
             slider=slider.slider_frame(results) | {"views": views},
@@ -234,6 +237,17 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
     contour = tuple(map(_image, plates.contour_plates(results)))
     if contour:
         yield Section("contour", "Contour tree", "Joins and splits in one tree.", contour)
+    jumps = tuple(map(_image, jump_plates.jump_plates(results)))
+    if jumps:
+        yield Section(
+            "jump",
+            "Jump and retrain",
+            "Jumps away from each run’s weights in random directions, and retraining from there "
+            "(Horoi et al. 2022). The loss is a field on the nearest-neighbour graph of the "
+            "points’ diffusion potentials; less persistence and entropy of its sublevel sets: a "
+            "simpler shape.",
+            jumps,
+        )
     yield Section(
         "correlations",
         "Correlations",
@@ -244,11 +258,15 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
 
 
 def _heatmap_text(results: Results) -> str:
-    changes = {run: len(milestones(results, run)) for run in results.runs}
+    changes = {run: len(milestones(results, run)) for run in seeds.first_seeds(results)}
     text = (
         "Before and after each change of the learning rate, and after the last epoch. Those of one "
         "tree and split share bins, axes and colours. "
     )
+    if len(changes) < len(results.runs):
+        text += (
+            f"Of runs that differ in their seed alone the first is shown: {', '.join(changes)}. "
+        )
     if set(changes.values()) == {3} and len(changes) == 2:
         return text
     told = ", ".join(f"{run}: {n or 'none'}" for run, n in changes.items())

@@ -19,6 +19,7 @@ from lltopo.heatmaps import Scale, axis_ticks, common_scale, heatmap_counts
 from lltopo.plates import Diagrams, heatmap_epochs
 from lltopo.results import Results, epochs, milestones, topology_rows, training_rows
 from lltopo.sections import SPLITS, Split
+from lltopo.seeds import first_seeds
 from lltopo.tables import TREES, Tree
 
 LARGEST = 40_000  # rows of bins in a page, of some fifty bytes each
@@ -39,7 +40,7 @@ def shown_epochs(results: Results) -> list[int]:
     The first and last epoch and those around a change of the rate are always there.
     """
     every = epochs(results)
-    heatmaps = len(SPLITS) * len(TREES) * len(results.runs)
+    heatmaps = len(SPLITS) * len(TREES) * len(first_seeds(results))
     room = max(2, LARGEST // (heatmaps * results.study.report.bins))
     if len(every) <= room:
         return every
@@ -52,7 +53,7 @@ def slider_frame(results: Results) -> dict[str, Any]:
     """What all views of the slider share: runs, epochs, changes of the rate, colours."""
     stops = colormaps[COLOUR_MAP](np.linspace(0, 1, 32))
     return {
-        "runs": list(results.runs),
+        "runs": first_seeds(results),
         "epochs": shown_epochs(results),
         "milestones": sorted({m for run in results.runs for m in milestones(results, run)}),
         "colours": [to_hex(stop) for stop in stops],
@@ -69,7 +70,7 @@ def slider_view(results: Results, split: Split, tree: Tree, dgms: Diagrams) -> d
     drawn = [dgm for (_, epoch), dgm in dgms.items() if epoch in shown and not isinstance(dgm, str)]
     scale = common_scale(drawn, results.study.report.bins)
     views = []
-    for run in results.runs:
+    for run in first_seeds(results):
         accuracy = {row["epoch"]: row["accuracy"] for row in training_rows(results, run, split)}
         views.append(
             [

@@ -8,6 +8,7 @@ from planted import Plan, falling, planted_study
 
 from lltopo.claims import smoothest_runs, thesis_claims
 from lltopo.results import matching, read_results
+from lltopo.study_files import resolved_study
 
 FALLS, SMOOTHER, TRACKS, GENERALISES = range(4)
 
@@ -138,14 +139,95 @@ def test_another_seed_is_no_other_setting(tmp_path):
 
 def test_every_run_of_the_largest_rate_meets_every_run_of_the_smallest(tmp_path):
     rates = {"large": 0.1, "large2": 0.1, "middle": 0.05, "small": 0.01}
+    settings = {"large2": {"batch_size": 64}}
 
     def total(run, split, tree, epoch):
         return falling("large" if run.startswith("large") else run, split, tree, epoch)
 
-    claim = claims_of(tmp_path, rates=rates, persistence=total)[SMOOTHER]
+    claim = claims_of(tmp_path, rates=rates, settings=settings, persistence=total)[SMOOTHER]
     pairs = {finding.runs for finding in claim.findings}
     assert pairs == {("large", "small"), ("large2", "small")}
-    assert claim.verdict == "holds"
+    assert claim.count("holds") == 2  # of the run that differs in its batches, too, nothing is told
+
+
+SEEDS = {
+    "rates": {"large-0": 0.1, "large-1": 0.1, "small-0": 0.01, "small-1": 0.01},
+    "settings": {"large-1": {"seed": 1}, "small-1": {"seed": 1}},
+}
+
+
+@pytest.mark.parametrize(
+    ("ends", "verdict", "reason"),
+    [
+        ({"large-0": 1, "large-1": 2, "small-0": 3, "small-1": 4}, "holds", ""),
+        ({"large-0": 4, "large-1": 3, "small-0": 1, "small-1": 2}, "does not hold", ""),
+        (
+            {"large-0": 1, "large-1": 3, "small-0": 2, "small-1": 4},
+            "cannot be told",
+            "the seeds of the two overlap",
+        ),
+    ],
+)
+def test_seeds_are_held_against_their_spread(tmp_path, ends, verdict, reason):
+    def total(run, split, tree, epoch):
+        return ends[run] + (12 - epoch) / 2
+
+    study, out = planted_study(Plan(n_pairs=5, persistence=total, **SEEDS), tmp_path)
+    results = read_results(study, out)
+    claim = thesis_claims(results)[SMOOTHER]
+    assert len(claim.findings) == 2  # one a tree
+    for finding in claim.findings:
+        assert finding.runs == ("large (2 seeds)", "small (2 seeds)")
+        assert (finding.verdict, finding.reason) == (verdict, reason)
+        for (label, mean), name in zip(finding.numbers, ("large", "small"), strict=True):
+            seeds = [ends[run] for run in ends if run.startswith(name)]
+            assert mean.value == pytest.approx(sum(seeds) / 2, rel=1e-12)
+            spread = finding.spread[label]
+            assert spread.smallest.value == pytest.approx(min(seeds), rel=1e-12)
+            assert spread.largest.value == pytest.approx(max(seeds), rel=1e-12)
+    smoothest = smoothest_runs(results)
+    smoother = "small" if verdict == "does not hold" else "large"
+    assert [end.run for end in smoothest] == [smoother] * 2
+    assert all(end.tied == (verdict == "cannot be told") for end in smoothest)
+
+
+def test_seeds_must_agree_on_a_trend(tmp_path):
+    def total(run, split, tree, epoch):
+        return 20 + (epoch if run == "large-1" else -epoch)
+
+    claim = claims_of(tmp_path, persistence=total, **SEEDS)[FALLS]
+    told = {finding.runs[0]: (finding.verdict, finding.reason) for finding in claim.findings}
+    assert told == {
+        "large (2 seeds)": ("cannot be told", "the seeds differ"),
+        "small (2 seeds)": ("holds", ""),
+    }
+    [rho] = {
+        finding.spread["rank correlation with the epoch"].largest.value
+        for finding in claim.findings
+        if finding.runs == ("large (2 seeds)",)
+    }
+    assert rho == pytest.approx(1)
+
+
+def test_a_seed_that_diverged_leaves_nothing_to_compare(tmp_path):
+    lost = {("large-1", "val", 12): ("diverged", "losses are not finite")}
+    claim = claims_of(tmp_path, lost=lost, **SEEDS)[SMOOTHER]
+    assert verdicts(claim) == {"cannot be told"}
+
+
+def test_networks_with_and_without_shortcuts_are_compared(tmp_path):
+    plan = Plan(n_pairs=5, rates={"large": 0.1, "small": 0.01})
+    study, out = planted_study(plan, tmp_path)
+    raw = study.model_dump(mode="json")
+    for run, shortcuts in (("large", True), ("small", False)):
+        raw["runs"][run]["model"] = {"name": "resnet", "shortcuts": shortcuts}
+    results = read_results(resolved_study(raw, "planted"), out)
+    claims = thesis_claims(results)
+    assert len(claims) == 5
+    assert claims[4].verdict == "holds"
+    assert claims[4].findings[0].runs == ("large", "small")
+    # the networks differ in more than the rate
+    assert claims[SMOOTHER].verdict == "cannot be told"
 
 
 @pytest.mark.parametrize(
