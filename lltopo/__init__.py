@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from lltopo.errors import InputError
     from lltopo.graph import Graph, knn_graph
     from lltopo.recorder import LossRecorder
+    from lltopo.surface import filter_normalised_direction, loss_surface
     from lltopo.trees import contour_tree, join_tree, split_tree
 
 __version__ = "0.1.0"
@@ -43,8 +44,10 @@ _HOME = {
     "contour_tree": "trees",
     "distance_matrix": "distances",
     "dual_potentials": "distances",
+    "filter_normalised_direction": "surface",
     "join_tree": "trees",
     "knn_graph": "graph",
+    "loss_surface": "surface",
     "optimal_matching": "distances",
     "persistence_diagram": "diagrams",
     "persistence_pairs": "diagrams",
@@ -62,8 +65,10 @@ __all__ = [
     "contour_tree",
     "distance_matrix",
     "dual_potentials",
+    "filter_normalised_direction",
     "join_tree",
     "knn_graph",
+    "loss_surface",
     "optimal_matching",
     "persistence_diagram",
     "persistence_pairs",

@@ -16,6 +16,7 @@ Futures = Mapping[str, "Future[None]"]
 """Each run in training, and what ends when it does."""
 
 _TICK_SECONDS = 0.5
+_STORE_TICK_SECONDS = 5.0  # a look at a store is paid for
 _METRICS = re.compile(r"run=([^/]+)/epoch=(\d+)/part-0\.parquet")
 
 
@@ -38,14 +39,15 @@ def arriving_fields(
     out = session.out
     waiting = list(pending)
     told: dict[str, set[int]] = {}
+    tick = _TICK_SECONDS if out.is_local else _STORE_TICK_SECONDS
     next_look = 0.0
     while futures:
-        if time.monotonic() < next_look:
-            yield []
-            continue
-        next_look = time.monotonic() + _TICK_SECONDS
         # asked before looking: what the last epoch wrote is then there
         ended = all(future.done() for future in futures.values())
+        if time.monotonic() < next_look and not ended:
+            yield []
+            continue
+        next_look = time.monotonic() + tick
         recorded = _recorded_epochs(out)
         _tell_of_training(session, futures, recorded, told)
         ready = [

@@ -24,7 +24,7 @@ from lltopo.arrays import read_only
 SPARE_CANDIDATES = 8  # beyond k: how many bounds are kept for the exact ranking
 TILE = 2048  # rows and columns of a product: 16 MiB, which stays in a shared cache
 CHUNK = 64  # products that are compared before any is looked at singly
-COMPARISON_WORK = 64  # multiply-adds that take as long as one comparison with its memory traffic
+COMPARISON_WORK = 64  # multiply-adds that take as long as comparing a product, with its traffic
 N_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
 
 Progress = Callable[[float], None]
@@ -89,9 +89,9 @@ def n_candidates(n_vertices: int, k: int) -> int:
 
 
 def search_work(n_rows: int, n_vertices: int, d: int) -> float:
-    """How many multiply-adds it takes as long as to search so many rows' candidates.
+    """How long it takes to find the candidates of some rows, in multiply-adds.
 
-    Of features, a product takes d; comparing it takes as long as `COMPARISON_WORK` of them.
+    Every product takes d of them, and comparing it as long as `COMPARISON_WORK` more.
     """
     return float(n_rows) * n_vertices * (d + COMPARISON_WORK)
 
@@ -154,7 +154,8 @@ def _no_candidates(n_rows: int, width: int, n_vertices: int) -> Candidates:
 
 
 def _part(candidates: Candidates, start: int, n_rows: int) -> Candidates:
-    return Candidates(*(array[start : start + n_rows] for array in candidates))
+    part = slice(start, start + n_rows)
+    return Candidates(candidates.bounds[part], candidates.ids[part], candidates.limit[part])
 
 
 def _product(
@@ -170,19 +171,16 @@ def _product(
 def _offer_to_rows(candidates, half_norms, product, corner, first, last):  # type: ignore[no-untyped-def]
     """Offer the columns of a product as neighbours to its rows ``first .. last - 1``."""
     top, left = corner
-    n_columns = product.shape[1]
+    column_norms = half_norms[left : left + product.shape[1]]
     for i in range(first, last):
         half_norm = half_norms[top + i]
-        for start in range(0, n_columns, CHUNK):
-            stop = min(start + CHUNK, n_columns)
-            limit = candidates.limit[i]
-            n_close = 0
-            for j in range(start, stop):
-                n_close += half_norm + half_norms[left + j] - product[i, j] < limit
-            if n_close == 0:
+        for start in range(0, product.shape[1], CHUNK):
+            chunk = slice(start, start + CHUNK)
+            lowest = _lowest_difference(column_norms[chunk], product[i, chunk])
+            if half_norm + lowest >= candidates.limit[i]:
                 continue
-            for j in range(start, stop):
-                bound = half_norm + half_norms[left + j] - product[i, j]
+            for j in range(start, min(start + CHUNK, product.shape[1])):
+                bound = half_norm + (column_norms[j] - product[i, j])
                 if bound < candidates.limit[i] and left + j != top + i:
                     insert(candidates.bounds[i], candidates.ids[i], bound, left + j)
                     candidates.limit[i] = candidates.bounds[i, -1]
@@ -192,21 +190,40 @@ def _offer_to_rows(candidates, half_norms, product, corner, first, last):  # typ
 def _offer_to_columns(candidates, half_norms, product, corner, first, last):  # type: ignore[no-untyped-def]
     """Offer the rows of a product as neighbours to its columns ``first .. last - 1``."""
     top, left = corner
+    column_norms = half_norms[left : left + product.shape[1]]
     for i in range(product.shape[0]):
         half_norm = half_norms[top + i]
         for start in range(first, last, CHUNK):
-            stop = min(start + CHUNK, last)
-            n_close = 0
-            for j in range(start, stop):
-                bound = half_norm + half_norms[left + j] - product[i, j]
-                n_close += bound < candidates.limit[j]
-            if n_close == 0:
+            chunk = slice(start, min(start + CHUNK, last))
+            norms, products = column_norms[chunk], product[i, chunk]
+            if _lowest_excess(half_norm, norms, products, candidates.limit[chunk]) >= 0:
                 continue
-            for j in range(start, stop):
-                bound = half_norm + half_norms[left + j] - product[i, j]
+            for j in range(start, min(start + CHUNK, last)):
+                bound = half_norm + (column_norms[j] - product[i, j])
                 if bound < candidates.limit[j]:
                     insert(candidates.bounds[j], candidates.ids[j], bound, top + i)
                     candidates.limit[j] = candidates.bounds[j, -1]
+
+
+# without signed zeros and NaN a minimum is taken in wide registers
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def _lowest_difference(half_norms, products):  # type: ignore[no-untyped-def]
+    """The smallest of some bounds, less the half norm that they share."""
+    lowest = np.float32(np.inf)
+    for j in range(len(products)):
+        difference = half_norms[j] - products[j]
+        lowest = difference if difference < lowest else lowest
+    return lowest
+
+
+@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
+def _lowest_excess(half_norm, half_norms, products, limits):  # type: ignore[no-untyped-def]
+    """By how much some bounds exceed their limits, at least; negative where one is below."""
+    lowest = np.float32(np.inf)
+    for j in range(len(products)):
+        excess = half_norm + (half_norms[j] - products[j]) - limits[j]
+        lowest = excess if excess < lowest else lowest
+    return lowest
 
 
 @njit(cache=True, nogil=True)

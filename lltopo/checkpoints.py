@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from lltopo.errors import InputError
-from lltopo.storage import Place, exists, read_bytes, write_bytes
+from lltopo.storage import Place, read_bytes, write_bytes
 
 
 class Checkpoint(NamedTuple):
@@ -58,10 +58,12 @@ def read_checkpoint(source: Place, digest: str) -> Checkpoint | None:
     InputError
         Where it was made with other settings than those of ``digest``.
     """
-    if not exists(source):
+    try:
+        stored = read_bytes(source)
+    except FileNotFoundError:
         return None
     try:
-        content = torch.load(io.BytesIO(read_bytes(source)), map_location="cpu", weights_only=True)
+        content = torch.load(io.BytesIO(stored), map_location="cpu", weights_only=True)
         checkpoint = Checkpoint(**content)
     except (RuntimeError, EOFError, ValueError, TypeError, pickle.UnpicklingError):
         return None

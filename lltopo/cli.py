@@ -15,7 +15,10 @@ from typing import Annotated, Any, NoReturn
 import typer
 from rich.console import Console
 
-from lltopo.errors import InputError, TransientError, VerificationError
+from lltopo.errors import InputError, StorageError, TransientError, VerificationError
+from lltopo.job_commands import commands as job_commands
+from lltopo.options import SetOption, StudyArgument
+from lltopo.plan_command import commands as plan_commands
 from lltopo.progress import shown_progress
 from lltopo.sections import SPLITS
 from lltopo.storage import Place, place
@@ -33,19 +36,10 @@ app = typer.Typer(
     add_completion=False,
 )
 
-StudyArgument = Annotated[Path, typer.Argument(help="The study, a YAML file.", metavar="STUDY")]
 OutOption = Annotated[
     str | None,
     typer.Option(
         "--out", help="Folder or URI (file, s3, gs) for all results. Default: results/STUDY's name."
-    ),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="KEY=VALUE",
-        help="Override a key of the study, such as runs.large.training.lr=0.2; repeatable.",
     ),
 ]
 
@@ -102,7 +96,7 @@ def train(
     from lltopo.session import Session
     from lltopo.slices import Limits, train_slice
 
-    target, console = _out(out, study), Console()
+    target, console = _patient(_out(out, study), wanted), Console()
     limits = Limits(until_epoch, math.inf if within is None else _seconds(within))
     with _interruptible(console), shown_progress(console) as notify:
         packs = train_slice(Session(wanted, target, notify), run, limits)
@@ -121,7 +115,8 @@ def unpack(
     from lltopo.opening import open_results
     from lltopo.packs import unpack as unpacked_epochs
 
-    wanted, target, console = read_study(study, override or ()), _out(out, study), Console()
+    wanted, console = read_study(study, override or ()), Console()
+    target = _patient(_out(out, study), wanted)
     open_results(wanted, target)
     with _interruptible(console), shown_progress(console) as notify:
         epochs = unpacked_epochs(wanted, place(packed), target, notify)
@@ -205,6 +200,10 @@ def analyze(
     _carry_out(resolved_study(raw, "analyze", override or ()), place(out), stages)
 
 
+app.add_typer(plan_commands)
+app.add_typer(job_commands)
+
+
 def main() -> NoReturn:
     """Run the command line and end the process with its exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -212,7 +211,7 @@ def main() -> NoReturn:
         status = app(standalone_mode=False)
     except InputError as error:
         _refuse(str(error))
-    except (VerificationError, TransientError) as error:
+    except (VerificationError, StorageError, TransientError) as error:
         print("lltopo:", error, file=sys.stderr)
         sys.exit(1)
     except typer.TyperException as error:
@@ -233,7 +232,7 @@ def _carry_out(study: Study, out: Place, stages: Sequence[str]) -> None:
 
     console = Console()
     with _interruptible(console), shown_progress(console) as notify:
-        problems = run_stages(Session(study, out, notify), stages)
+        problems = run_stages(Session(study, _patient(out, study), notify), stages)
     for problem in problems:
         console.print(f"failed: {problem}", markup=False, soft_wrap=True)
     _print_summary(console, out, stages)
@@ -270,6 +269,11 @@ def _print_summary(console: Console, out: Place, stages: Sequence[str]) -> None:
 
 def _out(out: str | None, study: Path) -> Place:
     return place(out or Path("results") / study.stem)
+
+
+def _patient(out: Place, study: Study) -> Place:
+    """The place, where a store that is away is waited for as long as the study says."""
+    return out._replace(retry_s=study.storage.retry_s)
 
 
 def _given_losses(given: Sequence[str]) -> str | dict[str, dict[str, str]]:

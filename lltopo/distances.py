@@ -80,8 +80,11 @@ def wasserstein_distance(dgm_a: ArrayLike, dgm_b: ArrayLike, order: float = 1.0)
     InputError
         For NaN, infinite births, a wrong shape, or an order below 1.
     """
-    a, b = _as_diagram(dgm_a, "dgm_a"), _as_diagram(dgm_b, "dgm_b")
-    order = _as_order(order)
+    return _distance(_as_diagram(dgm_a, "dgm_a"), _as_diagram(dgm_b, "dgm_b"), _as_order(order))
+
+
+def _distance(a: Floats, b: Floats, order: float) -> float:
+    """W_p of two checked diagrams."""
     if any(len(rows_a) != len(rows_b) for rows_a, rows_b in _essential_rows(a, b)):
         return math.inf
     return p_norm(matching_lengths(a, b, _matching(a, b, order).pairs), order)
@@ -141,7 +144,7 @@ def distance_matrix(diagrams: Sequence[ArrayLike], order: float = 1.0) -> Floats
     checked = [_as_diagram(dgm, f"diagrams[{index}]") for index, dgm in enumerate(diagrams)]
     matrix = np.zeros((len(checked), len(checked)))
     for i, j in combinations(range(len(checked)), 2):
-        matrix[i, j] = matrix[j, i] = wasserstein_distance(checked[i], checked[j], order)
+        matrix[i, j] = matrix[j, i] = _distance(checked[i], checked[j], order)
     return matrix
 
 

@@ -1,4 +1,4 @@
-"""The two kinds of failure that the rest of lltopo tells apart."""
+"""The kinds of failure that the rest of lltopo tells apart."""
 
 from __future__ import annotations
 
@@ -17,3 +17,7 @@ class VerificationError(RuntimeError):
 
 class TransientError(RuntimeError):
     """A passing fault (a store that does not answer, say): the same work may be tried again."""
+
+
+class StorageError(RuntimeError):
+    """A disk that does not take or give what it should, such as a full one: no retry mends it."""

@@ -34,10 +34,17 @@ class Call(NamedTuple):
 
 
 class Need(NamedTuple):
-    """What of the cluster one call takes."""
+    """What of the cluster one call takes: where it takes a GPU, then no CPU.
+
+    A cluster's GPU nodes may thus offer no CPUs at all, and whatever needs none of their GPUs
+    stays off them.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
+
+
+_ONE_CPU = Need()
 
 
 class Outcome(NamedTuple):
@@ -76,24 +83,36 @@ def ray_session(
             ray.shutdown()
         return
     _remove_orphaned_folders()
+    with temporary_folder() as folder:
+        try:
+            ray.init(
+                num_cpus=local_cpus,
+                object_store_memory=object_store_mb * 2**20,
+                dashboard_host="127.0.0.1",
+                runtime_env={"env_vars": dict(environment)},
+                _temp_dir=folder,
+                **common,
+            )
+            yield
+        finally:
+            ray.shutdown()
+
+
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """A folder of this driver's on its node, for as long as the block lasts.
+
+    That of a driver that is killed before is cleared away by the next session on the node.
+    """
     folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=_short_folder())
     try:
-        ray.init(
-            num_cpus=local_cpus,
-            object_store_memory=object_store_mb * 2**20,
-            dashboard_host="127.0.0.1",
-            runtime_env={"env_vars": dict(environment)},
-            _temp_dir=folder,
-            **common,
-        )
-        yield
+        yield folder
     finally:
-        ray.shutdown()
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _remove_orphaned_folders() -> None:
-    """Clear away the Ray folders of drivers that were killed before they could do so."""
+    """Clear away the folders of drivers that were killed before they could do so."""
     for folder in Path(_short_folder()).glob(f"{_FOLDER}*-*"):
         pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
         if pid.isdigit() and not _is_alive(int(pid)):
@@ -132,7 +151,7 @@ def shared(value: Any) -> Any:
 
 
 def fan_out(
-    function: Callable[..., Any], batches: Iterator[Sequence[Call]], need: Need = Need()
+    function: Callable[..., Any], batches: Iterator[Sequence[Call]], need: Need = _ONE_CPU
 ) -> Iterator[Outcome]:
     """Outcomes of ``function(*arguments)`` for each call, in the order in which they end.
 
@@ -152,7 +171,8 @@ def fan_out(
     worker or a :class:`TransientError` is tried again three times; any other error ends that call
     alone.
     """
-    options: dict[str, Any] = {"num_cpus": need.cpus, "num_gpus": need.gpus, "max_retries": 3}
+    cpus = 0.0 if need.gpus else need.cpus
+    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": need.gpus, "max_retries": 3}
     task = ray.remote(function).options(**options, retry_exceptions=[TransientError])
     running: dict[Any, Any] = {}
     waiting: deque[Call] = deque()
@@ -177,8 +197,9 @@ def fan_out(
 
 def _slots(need: Need) -> int:
     """How many calls fit into the cluster at once."""
-    slots = cluster_total("CPU") / need.cpus
-    return int(min(slots, cluster_total("GPU") / need.gpus) if need.gpus else slots)
+    if need.gpus:
+        return int(cluster_total("GPU") / need.gpus)
+    return int(cluster_total("CPU") / need.cpus)
 
 
 def _ended(running: dict[Any, Any]) -> Iterator[Outcome]:

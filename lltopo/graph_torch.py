@@ -20,8 +20,9 @@ from lltopo.candidates import Candidates, Centred, Progress
 from lltopo.neighbours import Neighbours, exact_neighbours
 
 LARGEST_TILE = 16384  # rows and columns of a product: wide enough to keep a large GPU busy
-TILE_SHARE = 0.5  # of the free memory, for a tile's products, their bounds and the sorting
+TILE_SHARE = 0.25  # of the free memory, for a tile's products, their bounds and the sorting
 BYTES_A_PRODUCT = 16
+FEATURES_SHARE = 0.5  # of the free memory, which the features may take
 UNASKED_BYTES = 2**30  # taken to be free where a device does not tell
 
 
@@ -47,7 +48,8 @@ def torch_neighbours(
     features, k, progress
         As for `lltopo.graph.knn_graph`, whose errors are raised.
     device : str
-        Torch's name of where to multiply: n^2 d multiply-adds in float32; its free memory bounds the blocks.
+        Torch's name of where to multiply: n^2 d multiply-adds in float32, in tiles that fit into
+        its free memory.
     """
 
     def find(space: Centred, width: int, report: Progress) -> Candidates:
@@ -102,7 +104,7 @@ def _tile_candidates(
 
 
 def _resident(space: Centred, device: str) -> _Resident:
-    fits = space.rows.nbytes < (1 - TILE_SHARE) * _free_bytes(device)
+    fits = space.rows.nbytes < FEATURES_SHARE * _free_bytes(device)
     where = device if fits else "cpu"
     return _Resident(*(torch.tensor(part, device=where) for part in space[:2]))
 

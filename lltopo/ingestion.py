@@ -32,7 +32,7 @@ def losses_folder(study: Study, out: Place) -> Place:
     """Return where the study's loss tables are: its own, or the folder that it names."""
     data = study.data
     if isinstance(data, LossesData) and isinstance(data.losses, str):
-        return place(data.losses)
+        return place(data.losses, study.storage.retry_s)
     return out / "losses"
 
 

@@ -45,7 +45,7 @@ from lltopo.loop import (
 )
 from lltopo.recorder import split_metrics
 from lltopo.sections import SPLITS, Split
-from lltopo.storage import Place, remove, write_bytes
+from lltopo.storage import Place, remove, remove_partial_files, write_bytes
 from lltopo.study import Study, Training, jump_epochs, run_digest
 from lltopo.surface import filter_normalised_direction
 
@@ -150,11 +150,12 @@ def sample_trajectory(
     run = study.runs[trajectory.run].model_copy(update={"training": training})
     state = initial_state(run, data, worker)
     splits = {split: resident(data.split(split), worker) for split in SPLITS}
-    last = trajectory_folder(out, trajectory) / "last.pt"
-    rows = _resumed(state, rows, last, digest)
+    folder = trajectory_folder(out, trajectory)
+    remove_partial_files(folder)  # a worker that was killed may have left some
+    rows = _resumed(state, rows, folder / "last.pt", digest)
     if not rows:
         # there may be what was made of another optimum or in another way
-        remove(trajectory_folder(out, trajectory))
+        remove(folder)
         state.model.load_state_dict(source.model)
         _jump(state.model, trajectory)
     for epoch in range(len(rows), trajectory.epochs + 1):
@@ -165,7 +166,7 @@ def sample_trajectory(
         rows.append({"epoch": epoch, **losses, "weights": weights})
         write_points(out, trajectory, rows, digest)
         states = state.model.state_dict(), state.optimizer.state_dict()
-        write_bytes(last, checkpoint_bytes(Checkpoint(*states, epoch, digest)))
+        write_bytes(folder / "last.pt", checkpoint_bytes(Checkpoint(*states, epoch, digest)))
 
 
 def weight_vector(model: nn.Module) -> NDArray[np.float32]:
@@ -195,7 +196,7 @@ def _resumed(state: State, rows: list[Row], last: Place, digest: str) -> list[Ro
 def _mean_losses(
     state: State, splits: dict[Split, Resident], training: Training, worker: Worker
 ) -> dict[str, float]:
-    means = {}
+    means: dict[str, float] = {}
     for split in SPLITS:
         measured = split_metrics(split, recorded_losses(state, splits[split], training, worker))
         means |= {f"{split}_{column}": measured[column] for column in ("loss", "accuracy")}

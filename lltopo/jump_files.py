@@ -25,7 +25,7 @@ from lltopo.tables import JUMP_POINTS, footer, read_table, write_table
 
 Row = dict[str, Any]
 
-_COLUMNS = 1 << 16  # of all vectors at a time: 0.5 GiB for 641 of them
+_COLUMNS = 1 << 15  # of all vectors at a time: 80 MiB for 641 of them
 _WEIGHTS = re.compile(r"seed=\d+/step=[^/]+/epoch=\d+\.npy")
 
 

@@ -32,8 +32,8 @@ from lltopo.fanout import Call, Need, Outcome, cluster_total, fan_out, shared
 from lltopo.neighbours import Neighbours, certified_neighbours, feature_rows
 from lltopo.storage import Place, read_bytes, write_bytes
 
-TASK_WORK = 1e12  # multiply-adds: a minute or so of a core,
-GPU_TASK_WORK = 1e14  # and some of a GPU, to which all features go first
+TASK_WORK = 1e12  # multiply-adds: half a minute of a core;
+GPU_TASK_WORK = 1e14  # more for a GPU, to which all features go first
 FEWEST_ROWS = 256  # of a block: fewer would read all features for little work
 
 

@@ -27,10 +27,11 @@ from lltopo.candidates import (
     for_parts,
     insert,
     n_candidates,
+    search_work,
 )
 from lltopo.errors import InputError
 
-EXACT_WITHIN = 3e14  # n * n * d up to which "auto" searches exactly: half an hour on two cores
+EXACT_WITHIN = 3e14  # work up to which "auto" searches exactly: half an hour or so on two cores
 LARGEST_FEATURE = 1e150  # beyond it a squared distance may overflow
 
 
@@ -60,8 +61,8 @@ def nearest_neighbours(
     method : {"auto", "exact", "nndescent"}
         ``exact``: n^2 d / 2 multiply-adds in float32 and 4 n d bytes. ``nndescent``: Dong,
         Moses and Li (2011) by pynndescent, seeded, its candidates ranked by true distance;
-        `neighbour_recall` measures what it missed. ``auto``: exact until n^2 d exceeds
-        `EXACT_WITHIN` (n of some 300,000 for 3,072 features).
+        `neighbour_recall` measures what it missed. ``auto``: exact until the work exceeds
+        `EXACT_WITHIN` (n of some 300,000 for 3,072 features, 1.5 million for 64).
 
     Returns
     -------
@@ -95,7 +96,7 @@ def search_method(shape: tuple[int, ...], method: str) -> str:
             f"method: unknown: expected auto, exact or nndescent, got {method!r}. Name one of them."
         )
     if method == "auto":
-        return "exact" if float(n) * n * d <= EXACT_WITHIN else "nndescent"
+        return "exact" if search_work(n, n, d) <= EXACT_WITHIN else "nndescent"
     return method
 
 

@@ -46,6 +46,7 @@ from lltopo.results import (
 )
 from lltopo.sections import SPLITS, Split
 from lltopo.seeds import first_seeds, seed_groups, styles
+from lltopo.study_models import ResNetModel
 from lltopo.tables import TREES, Tree
 
 TREE_NAMES: dict[Tree, str] = {"join": "join tree (maxima)", "split": "split tree (minima)"}
@@ -117,6 +118,25 @@ def persistence_plates(results: Results) -> Iterator[Plate]:
             for run, last in _last_epochs(results)
         ]
         yield Plate(f"7.{number}", f"7.{number}", caption, figure, tuple(numbers))
+
+
+def shortcut_plates(results: Results) -> Iterator[Plate]:
+    """Residual networks with and without skip connections (7.35, 7.36): one plate a split."""
+    models = [run.model for run in results.study.runs.values()]
+    shortcuts = {model.shortcuts for model in models if isinstance(model, ResNetModel)}
+    for number, split in zip(("7.35", "7.36"), SPLITS if len(shortcuts) == 2 else (), strict=False):
+        figure, axes = _stacked(2 * len(TREES))
+        for row, tree in enumerate(TREES):
+            total, distance = axes[2 * row : 2 * row + 2]
+            _plot_topology(results, "total_persistence", split, tree, total)
+            total.set(title=_title(tree, split), ylabel=_total_label(results))
+            _plot_topology(results, "wasserstein", split, tree, distance, orders(results)[0])
+            distance.set_ylabel(f"$W_{{{orders(results)[0]:g}}}$ to the last epoch (loss)")
+        caption = (
+            f"Residual networks with and without skip connections on {SPLIT_NAMES[split]}: total "
+            "persistence, and the Wasserstein distance to the last epoch, of both trees."
+        )
+        yield Plate(number, number, caption, figure)
 
 
 def distance_plates(results: Results) -> Iterator[Plate]:

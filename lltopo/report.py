@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
-from lltopo import claims, jump_plates, plates, seeds, slider, trajectories
+from lltopo import claims, jump_plates, plates, seeds, slider, surface_plates, trajectories
 from lltopo.figures import COLOURS, png_bytes
 from lltopo.plates import Diagrams, Plate
 from lltopo.results import (
@@ -47,6 +47,9 @@ _SOURCES = (
     "trajectories.py",
     "jump_plates.py",
     "slider.py",
+    "surface_files.py",
+    "surface_figures.py",
+    "surface_plates.py",
     "report.py",
 )
 _FIGURE = re.compile(r"figures/figure-[A-Za-z0-9._-]+\.png")
@@ -150,6 +153,7 @@ def inputs_digest(results: Results) -> str:
     metrics = [row | {"seconds": None} for row in results.metrics]
     content = [study, results.series, metrics, results.correlations, results.contours]
     content += [results.distances, results.jumps, results.jump_diagrams, results.jump_summary]
+    content += [results.surfaces, results.comparison]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
     package = files("lltopo")
     templates = sorted(package.joinpath("templates").iterdir(), key=lambda file: file.name)
@@ -226,6 +230,14 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
         "How far each epoch's diagram still is from the last one of the same run.",
         tuple(map(_image, plates.distance_plates(results))),
     )
+    shortcuts = tuple(map(_image, plates.shortcut_plates(results)))
+    if shortcuts:
+        yield Section(
+            "shortcuts",
+            "With and without skip connections",
+            "Whether the topology of the losses tells the two apart; claim 5 has the verdict.",
+            shortcuts,
+        )
     matrices = tuple(map(_image, trajectories.matrix_plates(results)))
     if matrices:
         yield Section(
@@ -237,6 +249,33 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
     contour = tuple(map(_image, plates.contour_plates(results)))
     if contour:
         yield Section("contour", "Contour tree", "Joins and splits in one tree.", contour)
+    surfaces = tuple(map(_image, surface_plates.surface_plates(results)))
+    if surfaces:
+        yield Section(
+            "surfaces",
+            "Loss surfaces",
+            "The loss on planes through the trained weights, along filter-normalised random "
+            "directions (Li et al. 2018): what is usually shown of a loss landscape.",
+            surfaces,
+        )
+    ranges = tuple(map(_image, surface_plates.range_plates(results)))
+    if ranges:
+        yield Section(
+            "neighbourhood",
+            "Losses in the neighbourhood of the optimum",
+            "All points of the planes through the weights of each epoch.",
+            ranges,
+        )
+    comparison = tuple(map(_image, surface_plates.comparison_plates(results)))
+    if comparison:
+        yield Section(
+            "comparison",
+            "Samples against planes",
+            "Which of the two tells the runs apart (the thesis’s section 7.4): the distance "
+            "between their persistence diagrams, over the distance that chance alone makes. Runs "
+            "that differ in their training seed alone are one group.",
+            comparison,
+        )
     jumps = tuple(map(_image, jump_plates.jump_plates(results)))
     if jumps:
         yield Section(
@@ -245,7 +284,8 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
             "Jumps away from each run’s weights in random directions, and retraining from there "
             "(Horoi et al. 2022). The loss is a field on the nearest-neighbour graph of the "
             "points’ diffusion potentials; less persistence and entropy of its sublevel sets: a "
-            "simpler shape.",
+            "simpler shape. Trajectories that retraining does not lead together are components of "
+            "their own, an essential class each: how they lie to one another has no meaning then.",
             jumps,
         )
     yield Section(

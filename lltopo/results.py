@@ -41,6 +41,11 @@ class Results(NamedTuple):
     correlations: list[Row]
     contours: list[Row]
     distances: list[Row]
+    surfaces: list[Row]
+    comparison: list[Row]
+    jumps: list[Row]
+    jump_diagrams: list[Row]
+    jump_summary: list[Row]
 
 
 class Curve(NamedTuple):
@@ -89,6 +94,11 @@ def read_results(study: Study, out: Place) -> Results:
         ).to_pylist(),
         contours=_optional_rows(out / "contours.parquet", tables.CONTOURS),
         distances=_optional_rows(out / "distances.parquet", tables.DISTANCES),
+        surfaces=_optional_rows(out / "surfaces.parquet", tables.SURFACES),
+        comparison=_optional_rows(out / "comparison.parquet", tables.COMPARISON),
+        jumps=_optional_rows(out / "jump.parquet", tables.JUMP),
+        jump_diagrams=_optional_rows(out / "jump_diagrams.parquet", tables.JUMP_DIAGRAMS),
+        jump_summary=_optional_rows(out / "jump_summary.parquet", tables.JUMP_SUMMARY),
     )
 
 

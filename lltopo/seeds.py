@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from lltopo.results import Number, Results
+from lltopo.study import Study
 
 
 class SeedGroup(NamedTuple):
@@ -31,18 +32,23 @@ class Spread(NamedTuple):
 
 
 def seed_groups(results: Results) -> list[SeedGroup]:
-    """The runs by their settings, in the order of the first of each.
+    """The runs by their settings, in the order of the first of each."""
+    return groups_by_settings(results.study, results.runs)
+
+
+def groups_by_settings(study: Study, runs: Sequence[str]) -> list[SeedGroup]:
+    """Some runs by their settings, in the order of the first of each.
 
     A run whose settings are not known stands alone.
     """
     groups: dict[str, list[str]] = {}
-    for run in results.runs:
+    for run in runs:
         key = f"run {run}"
-        if run in results.study.runs:
+        if run in study.runs:
             free = {"training": {"seed", "keep_checkpoints"}}
-            key = results.study.runs[run].model_dump_json(exclude=free)
+            key = study.runs[run].model_dump_json(exclude=free)
         groups.setdefault(key, []).append(run)
-    return [SeedGroup(_common_name(runs), tuple(runs)) for runs in groups.values()]
+    return [SeedGroup(_common_name(alike), tuple(alike)) for alike in groups.values()]
 
 
 def first_seeds(results: Results) -> list[str]:

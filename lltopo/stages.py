@@ -15,7 +15,7 @@ from lltopo.analysis import current_metadata, write_field_diagrams
 from lltopo.arrivals import Futures, arriving_fields
 from lltopo.data import load_data
 from lltopo.errors import InputError
-from lltopo.fanout import Call, fan_out, shared
+from lltopo.fanout import Call, fan_out, shared, temporary_folder
 from lltopo.graph_files import MadeGraph
 from lltopo.graphs import check_k, check_same_data, known_graphs, study_splits, write_new_graph
 from lltopo.ingestion import given_fields, losses_folder, record_given_losses
@@ -23,16 +23,11 @@ from lltopo.opening import open_results
 from lltopo.reduction import Findings, series_is_current, write_series
 from lltopo.sections import SPLITS
 from lltopo.session import Session, study_session
-from lltopo.storage import (
-    Place,
-    remove,
-    remove_partial_files,
-)
+from lltopo.storage import Place, place, remove_partial_files
 from lltopo.study import Study
 from lltopo.study_data import LossesData
 from lltopo.tables import Field, complete_epochs, recorded_digest
 
-_TRAIN_STATE = ".train"
 _TICK_SECONDS = 0.5
 
 
@@ -66,11 +61,7 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
     with ExitStack() as ray:
         if to_train or (findings and not series_is_current(session.out, study, findings)):
             ray.enter_context(study_session(study))
-            try:
-                problems += _with_ray(session, graphs, to_train, findings)
-            finally:
-                if to_train:
-                    remove(out / _TRAIN_STATE)
+            problems += _with_ray(session, graphs, to_train, findings)
         if "surface" in stages and study.surface is not None:
             from lltopo.surfaces import make_surfaces
 
@@ -154,8 +145,9 @@ def _with_ray(
         if to_train:
             from lltopo.training import training_runs
 
-            runs = training_runs(study, out, to_train, out / _TRAIN_STATE)
-            futures = stack.enter_context(runs)
+            # they hold nothing: our tables and checkpoints are the record
+            notes = place(stack.enter_context(temporary_folder()))
+            futures = stack.enter_context(training_runs(study, out, to_train, notes))
         if findings is None:
             for _ in arriving_fields(session, [], futures):
                 time.sleep(_TICK_SECONDS)

@@ -1,45 +1,51 @@
 """Folders and files, here or in an object store, through pyarrow's file systems.
 
 A file is whole or absent. On a local disk it is written under another name and renamed; into an
-object store it is put in one call of pyarrow, for pyarrow commits an open output stream with what
+object store it is put by a thread of its own, for pyarrow commits an open output stream with what
 it has got whenever Python lets go of it, and a signal could come between opening and writing.
 
-A fault of a path is an :class:`InputError`; any other one of a store is a
-:class:`TransientError`, and on a disk the OSError that it is.
+A store that is away is waited for (`faults.py` says which fault is one). Credentials are the
+environment's of each process alone: a URI with any is refused, and no place holds any.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import tempfile
+import time
 import uuid
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from pyarrow import ArrowException, NativeFile
 from pyarrow import fs as pafs
 
 from lltopo.errors import InputError, TransientError
+from lltopo.faults import delays, first_line, told_fault
 
+Found = TypeVar("Found")
+
+RETRY_SECONDS = 60.0
 _PARTIAL = ".partial"
-# what no second try would mend: the fault is the path's
-_PATH_FAULTS = {errno.EACCES, errno.EEXIST, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG}
-_PATH_FAULTS |= {errno.ENOENT, errno.ENOTDIR, errno.EPERM, errno.EROFS}
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_GS_PATIENCE = "retry_limit_seconds=10"  # of the client; ours comes on top of it
 
 
 class Place(NamedTuple):
-    """A folder or file: a pyarrow file system and a path in it."""
+    """A folder or file: a pyarrow file system and a path in it.
+
+    ``retry_s`` is how many seconds an operation waits for a store that is away.
+    """
 
     filesystem: pafs.FileSystem
     path: str
+    retry_s: float = RETRY_SECONDS
 
     def __truediv__(self, name: str) -> Place:
-        return Place(self.filesystem, f"{self.path.rstrip('/')}/{name}")
+        return self._replace(path=f"{self.path.rstrip('/')}/{name}")
 
     def __str__(self) -> str:
         if self.is_local:
@@ -49,7 +55,7 @@ class Place(NamedTuple):
     @property
     def parent(self) -> Place:
         """The folder that holds it."""
-        return Place(self.filesystem, self.path.rstrip("/").rpartition("/")[0])
+        return self._replace(path=self.path.rstrip("/").rpartition("/")[0])
 
     @property
     def is_local(self) -> bool:
@@ -57,30 +63,56 @@ class Place(NamedTuple):
         return isinstance(self.filesystem, pafs.LocalFileSystem)
 
 
-def place(uri: str | os.PathLike[str]) -> Place:
+def place(uri: str | os.PathLike[str], retry_s: float = RETRY_SECONDS) -> Place:
     """Return the place that a path or a URI (``file``, ``s3``, ``gs``) names.
 
     Parameters
     ----------
     uri
-        A relative path is relative to the working folder.
+        A relative path is relative to the working folder. The endpoint of a store that is not
+        Amazon's is ``AWS_ENDPOINT_URL`` in the environment, or the URI's ``endpoint_override``.
+    retry_s
+        Its ``retry_s``.
 
     Raises
     ------
     InputError
-        For a URI that no file system takes.
+        For a URI that no file system takes or that holds credentials.
     """
     text = os.fspath(uri)
     if "://" not in text:
-        return Place(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()))
+        return Place(pafs.LocalFileSystem(), str(Path(text).expanduser().absolute()), retry_s)
+    check_no_credentials(text)
     try:
-        filesystem, path = pafs.FileSystem.from_uri(text)
-    except (ArrowException, ValueError) as error:
+        filesystem, path = pafs.FileSystem.from_uri(_with_patience(text))
+    except (ArrowException, ValueError, OSError) as error:
+        # not with the query, where a key may have come to stand
+        shown = text.partition("?")[0]
+        reason = first_line(error).replace(_with_patience(text), shown)
         raise InputError(
-            f"{text}: cannot be opened as a file, s3 or gs URI: {_first_line(error)}. "
+            f"{shown}: cannot be opened as a file, s3 or gs URI: {reason}. "
             "Check its spelling and the credentials in the environment."
         ) from error
-    return Place(filesystem, path)
+    return Place(filesystem, path, retry_s)
+
+
+def check_no_credentials(uri: str) -> None:
+    """Raise an InputError for a store's URI with credentials in it, without repeating them."""
+    scheme, _, rest = uri.partition("://")
+    bucket = re.split(r"[/?]", rest)[0].removeprefix("anonymous@")
+    if scheme in ("s3", "gs") and re.search("[@:]", bucket):
+        raise InputError(
+            f"a {scheme} URI: holds credentials or a port: expected {scheme}://BUCKET/PATH. Give "
+            "credentials in the environment, such as AWS_ACCESS_KEY_ID, and an endpoint as "
+            "AWS_ENDPOINT_URL."
+        )
+
+
+def _with_patience(uri: str) -> str:
+    """A URI whose client gives up soon, as S3's does by itself, unless it says otherwise."""
+    if not uri.startswith("gs://") or "retry_limit_seconds=" in uri:
+        return uri
+    return f"{uri}{'&' if '?' in uri else '?'}{_GS_PATIENCE}"
 
 
 def safe_name(name: str, what: str) -> str:
@@ -113,15 +145,17 @@ def write_bytes(target: Place, content: bytes) -> None:
     Raises
     ------
     InputError
-        Where the path is one that cannot be written, such as below a regular file.
+        Where the path is one that cannot be written, such as below a regular file, or a store
+        refuses it.
+    StorageError
+        Where a disk does not take it: it is full, say.
     TransientError
-        Where a store does not take it.
+        Where a store has not taken it for ``target.retry_s``.
     """
-    with _told_faults(target, "written"):
-        if target.is_local:
-            _write_and_rename(Path(target.path), content)
-        else:
-            _put(target, content)
+    if target.is_local:
+        _patiently(target, "written", lambda: _write_and_rename(Path(target.path), content))
+    else:
+        _patiently(target, "written", lambda: _put(target, content))
 
 
 def _write_and_rename(final: Path, content: bytes) -> None:
@@ -136,29 +170,46 @@ def _write_and_rename(final: Path, content: bytes) -> None:
 
 
 def _put(target: Place, content: bytes) -> None:
-    with tempfile.NamedTemporaryFile() as whole:
-        whole.write(content)
-        whole.flush()
-        pafs.copy_files(
-            whole.name,
-            target.path,
-            source_filesystem=pafs.LocalFileSystem(),
-            destination_filesystem=target.filesystem,
-            use_threads=False,
-        )
+    def put() -> None:
+        with target.filesystem.open_output_stream(target.path) as stream:
+            stream.write(content)
+
+    # signals interrupt the main thread alone
+    with ThreadPoolExecutor(1, thread_name_prefix="put") as other:
+        other.submit(put).result()
 
 
 def open_file(source: Place) -> NativeFile:
-    """Open a file for reading; FileNotFoundError where there is none."""
-    with _told_faults(source, "read", FileNotFoundError):
+    """Open a file for reading; FileNotFoundError where there is none.
+
+    What is then read is not tried again; `read_bytes` and `read_end` are.
+    """
+
+    def opened() -> NativeFile:
         return source.filesystem.open_input_file(source.path)
+
+    return _patiently(source, "read", opened, FileNotFoundError)
 
 
 def read_bytes(source: Place) -> bytes:
     """Return the content of a file; FileNotFoundError where there is none."""
-    with _told_faults(source, "read", FileNotFoundError), open_file(source) as stream:
-        content: bytes = stream.read()
-    return content
+
+    def content() -> bytes:
+        with source.filesystem.open_input_file(source.path) as stream:
+            return bytes(stream.read())
+
+    return _patiently(source, "read", content, FileNotFoundError)
+
+
+def read_end(source: Place, n_bytes: int) -> bytes:
+    """Return the last bytes of a file, all of a shorter one; FileNotFoundError without one."""
+
+    def end() -> bytes:
+        with source.filesystem.open_input_file(source.path) as stream:
+            start = max(0, stream.size() - n_bytes)
+            return bytes(stream.read_at(n_bytes, start))
+
+    return _patiently(source, "read", end, FileNotFoundError)
 
 
 def exists(target: Place) -> bool:
@@ -179,22 +230,24 @@ def files_below(folder: Place) -> list[str]:
 
 def _all_below(folder: Place) -> list[str]:
     root = folder.path.rstrip("/") + "/"
-    with _told_faults(folder, "read"):
-        if _type(folder) == pafs.FileType.File:
-            return []
-        selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
-        found = folder.filesystem.get_file_info(selector)
+    if _type(folder) == pafs.FileType.File:
+        return []
+    selector = pafs.FileSelector(folder.path, recursive=True, allow_not_found=True)
+    found = _patiently(folder, "read", lambda: folder.filesystem.get_file_info(selector))
     return sorted(info.path.removeprefix(root) for info in found if info.type == pafs.FileType.File)
 
 
 def remove(target: Place) -> None:
     """Remove a file or a whole folder; one that is not there is no error."""
-    with _told_faults(target, "removed"):
-        there = _type(target)
+
+    def removed() -> None:
+        there = target.filesystem.get_file_info(target.path).type
         if there == pafs.FileType.File:
             target.filesystem.delete_file(target.path)
         elif there == pafs.FileType.Directory:
             target.filesystem.delete_dir(target.path)
+
+    _patiently(target, "removed", removed)
 
 
 def remove_partial_files(folder: Place) -> None:
@@ -205,29 +258,31 @@ def remove_partial_files(folder: Place) -> None:
 
 
 def _type(target: Place) -> pafs.FileType:
-    with _told_faults(target, "read", NotADirectoryError):
+    def found() -> pafs.FileType:
         return target.filesystem.get_file_info(target.path).type
 
-
-@contextmanager
-def _told_faults(target: Place, done: str, *passing: type[OSError]) -> Iterator[None]:
-    """Tell the faults of a path and of a store apart; ``passing`` ones are left as they are."""
-    try:
-        yield
-    except passing:
-        raise
-    except OSError as error:
-        if error.errno in _PATH_FAULTS:
-            reason = os.strerror(error.errno)
-            raise InputError(
-                f"{target}: cannot be {done}: {reason}. Choose another folder with --out."
-            ) from error
-        if not target.is_local:
-            raise TransientError(
-                f"{target}: cannot be {done}: {_first_line(error)}. Try again."
-            ) from error
-        raise
+    return _patiently(target, "read", found, NotADirectoryError)
 
 
-def _first_line(error: BaseException) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
+def _patiently(
+    target: Place, done: str, operation: Callable[[], Found], *passing: type[OSError]
+) -> Found:
+    """The outcome of an operation, tried again while a store is away.
+
+    An OSError becomes what `told_fault` makes of it; ``passing`` ones are left as they are.
+    """
+    give_up: float | None = None
+    for delay in delays():
+        try:
+            return operation()
+        except passing:
+            raise
+        except OSError as error:
+            fault = told_fault(error, str(target), done, is_local=target.is_local)
+            now = time.monotonic()
+            # the first fault starts the clock
+            give_up = now + target.retry_s if give_up is None else give_up
+            if not isinstance(fault, TransientError) or now >= give_up:
+                raise fault from error
+        time.sleep(min(delay, give_up - now))
+    raise AssertionError("delays end")

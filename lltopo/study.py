@@ -13,7 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, field_validator, model_validator
 
 from lltopo.sections import Finite, Section, Seed, nearest
-from lltopo.storage import safe_name
+from lltopo.storage import RETRY_SECONDS, safe_name
 from lltopo.study_data import Data, LossesData
 from lltopo.study_models import Model
 
@@ -169,10 +169,23 @@ class Resources(Section):
     """What the work may use; changes no result."""
 
     parallel_runs: int | None = Field(None, ge=1, description="default: as many as fit")
-    cpus_per_worker: float = Field(1.0, gt=0)
-    gpus_per_worker: float = Field(1.0, gt=0, description="used where the cluster has GPUs")
+    device: Literal["auto", "cpu", "gpu"] = Field(
+        "auto",
+        description="of training: auto is what the cluster has now; cpu or gpu is waited for, "
+        "where a cluster starts its nodes at need",
+    )
+    cpus_per_worker: float = Field(1.0, gt=0, description="of a worker without a GPU")
+    gpus_per_worker: float = Field(1.0, gt=0)
     local_cpus: int | None = Field(None, ge=1, description="of a Ray started on this machine")
     object_store_mb: int = Field(512, ge=80, description="of a Ray started on this machine")
+
+
+class Storage(Section):
+    """How results are written; changes no result."""
+
+    retry_s: Finite = Field(
+        RETRY_SECONDS, ge=0, description="how long a store that is away is waited for"
+    )
 
 
 class Study(Section):
@@ -186,6 +199,7 @@ class Study(Section):
     jump: Jump | None = None
     report: Report = Report()
     resources: Resources = Resources()
+    storage: Storage = Storage()
 
     @field_validator("runs")
     @classmethod
@@ -235,9 +249,9 @@ def kept_epochs(study: Study, run: str) -> list[int]:
 def changed_keys(before: Study, after: Study) -> list[str]:
     """List the keys that made results and in which two studies differ.
 
-    A rerun may change ``report``, ``resources``, ``analysis.verify``, ``data.download`` and which
-    checkpoints are kept, and may add runs or epochs; these are not listed. Nor are ``surface``
-    and ``jump``, whose files say how they were made.
+    A rerun may change ``report``, ``resources``, ``storage``, ``analysis.verify``,
+    ``data.download`` and which checkpoints are kept, and may add runs or epochs; these are not
+    listed. Nor are ``surface`` and ``jump``, whose files say how they were made.
 
     Parameters
     ----------
@@ -252,7 +266,7 @@ def changed_keys(before: Study, after: Study) -> list[str]:
     old, new = (dict(_leaves(study.model_dump(mode="json"))) for study in (before, after))
     old_runs, new_runs = _run_paths(before), _run_paths(after)
     free: set[tuple[str, ...]] = {("report",), ("resources",), ("surface",), ("jump",)}
-    free |= {("analysis", "verify"), ("data", "download")}
+    free |= {("storage",), ("analysis", "verify"), ("data", "download")}
     free |= old_runs ^ new_runs
     changed = [f"{'.'.join(path)} (is gone)" for path in old_runs - new_runs]
     for path in old.keys() | new.keys():

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from lltopo.sections import Finite, Json, Section, Split
-from lltopo.storage import safe_name
+from lltopo.storage import check_no_credentials, safe_name
 
 
 class _DataSection(Section):
@@ -82,6 +82,8 @@ class LossesData(Section):
     @field_validator("losses")
     @classmethod
     def _safe_names(cls, losses: str | dict[str, Any]) -> str | dict[str, Any]:
+        if isinstance(losses, str):
+            check_no_credentials(losses)
         for name in losses if isinstance(losses, dict) else ():
             safe_name(name, "data.losses")
         return losses

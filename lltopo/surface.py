@@ -8,6 +8,7 @@ orthogonal: their cosine is reported.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -96,12 +97,12 @@ def random_plane(model: nn.Module, seed: int) -> Plane:
 
 
 def cosine(a: Weights, b: Weights) -> float:
-    """Return the cosine of the angle between two directions, in float64; NaN for one of length 0."""
+    """Return the cosine of the angle between two directions, NaN for one of length 0."""
     a_b, a_a, b_b = (
         sum(float((u[name].double() * v[name].double()).sum()) for name in u)
         for u, v in ((a, b), (a, a), (b, b))
     )
-    return a_b / np.sqrt(a_a * b_b) if a_a * b_b > 0 else float("nan")
+    return a_b / math.sqrt(a_a * b_b) if a_a * b_b > 0 else math.nan
 
 
 def plane_losses(
@@ -188,7 +189,11 @@ def loss_surface(
 
 
 def trained_plane_losses(
-    run: Run, data: DataSet, checkpoint: Checkpoint, seed: int, points: Sequence[tuple[float, float]]
+    run: Run,
+    data: DataSet,
+    checkpoint: Checkpoint,
+    seed: int,
+    points: Sequence[tuple[float, float]],
 ) -> tuple[list[dict[Split, Mean]], float]:
     """Evaluate a study's run at points of a random plane through the weights of a checkpoint.
 
@@ -217,7 +222,8 @@ def trained_plane_losses(
 
 
 def _filter_lengths(weight: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=torch.float64)
+    lengths: Tensor = torch.linalg.vector_norm(weight.flatten(1), dim=1, dtype=torch.float64)
+    return lengths
 
 
 def _move(model: nn.Module, plane: Plane, x: float, y: float) -> None:
@@ -230,4 +236,4 @@ def _move(model: nn.Module, plane: Plane, x: float, y: float) -> None:
 def _mean(table: LossTable) -> Mean:
     measured = split_metrics("", table)
     accuracy = measured["accuracy"]
-    return Mean(measured["loss"], float("nan") if accuracy is None else accuracy)
+    return Mean(measured["loss"], math.nan if accuracy is None else accuracy)

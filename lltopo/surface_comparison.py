@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Literal, NamedTuple
 
@@ -22,6 +22,7 @@ from lltopo.analysis import read_points
 from lltopo.distances import wasserstein_distance
 from lltopo.fanout import Call, fan_out
 from lltopo.sections import SPLITS, Split
+from lltopo.seeds import groups_by_settings
 from lltopo.session import Session, study_session
 from lltopo.storage import Place
 from lltopo.study import Analysis, Study
@@ -30,22 +31,34 @@ from lltopo.surface_topology import surface_diagrams
 from lltopo.tables import COMPARISON, TREES, Field, Tree, diagram_file, footer, write_table
 
 Row = dict[str, Any]
-Group = tuple[str, ...]
-Pair = tuple[Hashable, Hashable]
-Domain = Literal["samples", "surface"]
+Domain = Literal["samples", "surfaces"]
+Member = tuple[str, int]
+"""A run, and the seed of its plane or the epoch of its samples."""
+Pair = tuple[Member, Member]
+Distance = float | str
+"""A distance, or the reason why there is none."""
 
+FIELDS: list[tuple[Split, Tree]] = list(itertools.product(SPLITS, TREES))
 _ONE_SEED: dict[Domain, str] = {
-    "surface": "one seed of directions: their spread cannot be told; name several in surface.seeds",
-    "samples": "one training seed: the spread cannot be told; add runs that differ in "
+    "samples": "one training seed, so the spread is not known: add runs that differ in "
     "training.seed alone",
+    "surfaces": "one seed of directions, so the spread is not known: name several in surface.seeds",
 }
 
 
 class Pairs(NamedTuple):
-    """Which diagrams to compare: of two groups, and of one, differing in chance alone."""
+    """Which diagrams to compare: those of two groups, and those that differ in chance alone."""
 
     between: list[Pair]
     within: list[Pair]
+
+
+class _Couple(NamedTuple):
+    """Two groups, and what of them is to be compared."""
+
+    names: dict[str, str]
+    samples: Pairs
+    surfaces: Pairs
 
 
 def write_comparison(session: Session, keys: Sequence[PlaneKey], ray: ExitStack) -> list[str]:
@@ -56,158 +69,182 @@ def write_comparison(session: Session, keys: Sequence[PlaneKey], ray: ExitStack)
     session
         The study, where its results go, and whom to tell of the progress.
     keys
-        The surfaces that are there; each run's last epoch is compared.
+        The surfaces that are there; those of each run's last epoch are compared.
     ray
-        Gets the study's Ray session where there are distances to compute.
+        Gets the study's Ray session where distances between samples are to be computed.
 
     Returns
     -------
     list of str
         A line for each distance that could not be computed.
     """
-    study, out, notify = session
+    study, out, _ = session
     target = out / "comparison.parquet"
     planes = last_planes(keys)
-    groups = run_groups(study, list(dict.fromkeys(key.run for key in planes)))
-    inputs = _inputs_digest(study, out, groups, planes)
+    runs = list(dict.fromkeys(key.run for key in planes))
+    inputs = _inputs_digest(study, out, runs, planes)
     if (footer(target) or {}).get("inputs") == inputs:
         return []
-    couples = list(itertools.combinations(groups, 2))
-    of_samples = [sample_pairs(a, b) for a, b in couples]
-    seeds = sorted({key.seed for key in planes})
-    of_planes = [surface_pairs(a, b, seeds) for a, b in couples]
-    samples, problems = _sample_distances(session, of_samples, ray)
-    surfaces = _surface_distances(out, planes, of_planes)
-    rows = [
-        {"group_a": ", ".join(a), "group_b": ", ".join(b), "split": split, "tree": tree}
-        | contrast(domain, pairs, distances[split, tree])
-        for (a, b), by_samples, by_planes in zip(couples, of_samples, of_planes, strict=True)
-        for split, tree in FIELDS
-        for domain, pairs, distances in (
-            ("samples", by_samples, samples),
-            ("surfaces", by_planes, surfaces),
-        )
-    ]
-    notify("comparison", len(rows), len(rows), "rows")
+    couples = list(_couples(study, runs, planes))
+    rows: list[Row] = []
+    problems: list[str] = []
+    surfaces = {(key.run, key.seed): read_surface(surface_file(out, key)).loss for key in planes}
+    for split, tree in FIELDS:
+        pairs = _all_pairs(couple.samples for couple in couples)
+        samples, lost = _sample_distances(session, split, tree, pairs, ray)
+        problems += lost
+        diagrams = {member: _diagram(loss[split], tree) for member, loss in surfaces.items()}
+        on_planes = {
+            pair: _distance(diagrams, pair)
+            for pair in _all_pairs(couple.surfaces for couple in couples)
+        }
+        for couple in couples:
+            common = couple.names | {"split": split, "tree": tree}
+            rows.append(common | contrast("samples", couple.samples, samples))
+            rows.append(common | contrast("surfaces", couple.surfaces, on_planes))
     write_table(target, rows, COMPARISON, {} if problems else {"inputs": inputs})
     return problems
 
 
-def run_groups(study: Study, runs: Sequence[str]) -> list[Group]:
-    """Put runs that differ in nothing but ``training.seed`` into one group, in order."""
-    groups: dict[str, list[str]] = {}
-    for run in runs:
-        chance = {"training": {"seed", "keep_checkpoints"}}
-        settings = study.runs[run].model_dump(mode="json", exclude=chance)
-        groups.setdefault(json.dumps(settings, sort_keys=True), []).append(run)
-    return [tuple(group) for group in groups.values()]
-
-
 def last_planes(keys: Sequence[PlaneKey]) -> list[PlaneKey]:
-    """Return the planes of each run's last epoch that has any."""
+    """Return the planes at each run's last epoch that has any."""
     last = {key.run: key.epoch for key in sorted(keys)}
     return [key for key in keys if key.epoch == last[key.run]]
 
 
-def sample_pairs(a: Group, b: Group) -> Pairs:
-    """Return pairs of runs: across two groups, and within each, of another training seed."""
-    within = [*itertools.combinations(a, 2), *itertools.combinations(b, 2)]
-    return Pairs(list(itertools.product(a, b)), list(within))
-
-
-def surface_pairs(a: Group, b: Group, seeds: Sequence[int]) -> Pairs:
-    """Return pairs of (run, seed of the directions): across two groups with the same seed, and of
-    one run with another seed."""
-    between = [((r, seed), (s, seed)) for r in a for s in b for seed in seeds]
-    within = [((r, s), (r, t)) for r in (*a, *b) for s, t in itertools.combinations(seeds, 2)]
-    return Pairs(list(between), list(within))
-
-
-def contrast(domain: Domain, pairs: Pairs, distances: Mapping[Pair, float | str]) -> Row:
-    """Set how far two groups lie apart against the spread of each.
+def contrast(domain: Domain, pairs: Pairs, distances: Mapping[Pair, Distance]) -> Row:
+    """Set how far two groups lie apart against how far chance alone takes each.
 
     Parameters
     ----------
     domain
         What the diagrams are of.
-    pairs
-    distances
-        Of each pair, or the reason why there is none.
+    pairs, distances
+        Which distances count for what.
 
     Returns
     -------
     dict
-        The columns of ``comparison.parquet`` from ``domain`` on; what cannot be told is None, and
-        ``reason`` says why.
+        The columns of ``comparison.parquet`` from ``domain`` on: mean ``distance`` and
+        ``spread``, and their ``ratio``. What cannot be told is None, and ``reason`` says why.
     """
-    between, within = ([distances[pair] for pair in side] for side in pairs)
-    lost = [d for d in (*between, *within) if isinstance(d, str)]
-    distance, spread = (
-        float(np.mean(side)) if side and not any(isinstance(d, str) for d in side) else None
-        for side in (between, within)
-    )
-    reason = lost[0] if lost else None
-    if not lost and not within:
-        reason = _ONE_SEED[domain]
-    elif spread == 0:
-        reason = "the spread is zero: the seeds change nothing"
-    told = distance is not None and spread is not None and spread > 0
+    sides = [[distances[pair] for pair in side] for side in pairs]
+    reasons = [found for side in sides for found in side if isinstance(found, str)]
+    distance, spread = (_mean(side) for side in sides)
+    if not reasons and spread is None:
+        reasons = [_ONE_SEED[domain]]
+    if spread == 0:
+        reasons = ["the spread is zero: its seeds change nothing"]
+    ratio = distance / spread if distance is not None and spread else None
     return {
         "domain": domain,
-        "n_between": len(between),
-        "n_within": len(within),
+        "n_between": len(pairs.between),
+        "n_within": len(pairs.within),
         "distance": distance,
         "spread": spread,
-        "ratio": distance / spread if told and distance is not None and spread else None,
-        "reason": reason,
+        "ratio": ratio,
+        "reason": None if ratio is not None else reasons[0],
     }
 
 
 def sample_distance(
     out: Place, fields: tuple[Field, Field], tree: Tree, analysis: Analysis
 ) -> float:
-    """Compute W_1 of two fields' diagrams, which lie below ``out``."""
+    """Compute W_1 between the diagrams of two fields, which lie below ``out``."""
     a, b = (read_points(out, field, tree, analysis) for field in fields)
     return wasserstein_distance(a, b)
 
 
+def _couples(study: Study, runs: Sequence[str], planes: Sequence[PlaneKey]) -> Iterator[_Couple]:
+    """Each two groups of runs, with the pairs of their samples after the last epoch and of their
+    planes."""
+    seeds = sorted({key.seed for key in planes})
+    last = {run: (run, study.runs[run].training.epochs) for run in runs}
+    groups = [group.runs for group in groups_by_settings(study, runs)]
+    for a, b in itertools.combinations(groups, 2):
+        chance = [*itertools.combinations(a, 2), *itertools.combinations(b, 2)]
+        yield _Couple(
+            {"group_a": ", ".join(a), "group_b": ", ".join(b)},
+            Pairs(
+                [(last[r], last[s]) for r in a for s in b],
+                [(last[r], last[s]) for r, s in chance],
+            ),
+            Pairs(
+                [((r, n), (s, n)) for r in a for s in b for n in seeds],
+                [((r, m), (r, n)) for r in a + b for m, n in itertools.combinations(seeds, 2)],
+            ),
+        )
+
+
+def _all_pairs(sides: Iterable[Pairs]) -> list[Pair]:
+    return list(dict.fromkeys(pair for pairs in sides for side in pairs for pair in side))
+
+
 def _sample_distances(
-    session: Session, wanted: Sequence[Pairs], ray: ExitStack
-) -> tuple[dict[tuple[Split, Tree], dict[Pair, float | str]], list[str]]:
-    """The distances of the runs' samples after their last epochs, and what went wrong."""
+    session: Session, split: Split, tree: Tree, pairs: Sequence[Pair], ray: ExitStack
+) -> tuple[dict[Pair, Distance], list[str]]:
+    """The distances between samples' diagrams, one task each, and what went wrong."""
     study, out, notify = session
-    distances: dict[tuple[Split, Tree], dict[Pair, float | str]] = {key: {} for key in FIELDS}
+    distances: dict[Pair, Distance] = {}
     calls = []
-    for pair in dict.fromkeys(pair for pairs in wanted for side in pairs for pair in side):
-        for split, tree in FIELDS:
-            fields = tuple(_last_field(study, str(run), split) for run in pair)
-            lost = [reason for field in fields if (reason := _lost_field(out, field, tree))]
-            if lost:
-                distances[split, tree][pair] = lost[0]
-            else:
-                calls.append(Call((split, tree, pair), (out, fields, tree, study.analysis)))
-    if calls:
-        ray.enter_context(study_session(study))
+    for pair in pairs:
+        fields = tuple(Field(run, split, epoch) for run, epoch in pair)
+        lost = [reason for field in fields if (reason := _lost_diagram(out, field, tree))]
+        if lost:
+            distances[pair] = lost[0]
+        else:
+            calls.append(Call(pair, (out, fields, tree, study.analysis)))
+    if not calls:
+        return distances, []
+    ray.enter_context(study_session(study))
     problems = []
-    for done, outcome in enumerate(fan_out(sample_distance, iter([calls])) if calls else (), 1):
-        split, tree, pair = outcome.key
-        distances[split, tree][pair] = outcome.value if outcome.error is None else outcome.error
+    for done, outcome in enumerate(fan_out(sample_distance, iter([calls])), start=1):
+        distances[outcome.key] = outcome.error if outcome.error is not None else outcome.value
         if outcome.error is not None:
-            problems.append(f"comparison of {' and '.join(pair)}, {split}: {outcome.error}")
-        notify("comparison", done, len(calls), "distances")
+            problems.append(f"comparison of {outcome.key}, {split}: {outcome.error}")
+        notify(f"comparison, {split}, {tree}", done, len(calls), "distances")
     return distances, problems
 
 
-def _surface_distances(
-    out: Place, planes: Sequence[PlaneKey], wanted: Sequence[Pairs]
-) -> dict[tuple[Split, Tree], dict[Pair, float | str]]:
-    """The distances of surfaces: few points each, so that they need no tasks."""
-    distances: dict[tuple[Split, Tree], dict[Pair, float | str]] = {key: {} for key in FIELDS}
-    surfaces = {(key.run, key.seed): read_surface(surface_file(out, key)) for key in planes}
-    for split in SPLITS:
-        diagrams = {key: _diagrams(surface.loss[split]) for key, surface in surfaces.items()}
-        for tree in TREES:
-            for pair in (pair for pairs in wanted for side in pairs for pair in side):
-                run = next((key for key in pair if key not in diagrams), None)
-                ...
-    return distances
+def _lost_diagram(out: Place, field: Field, tree: Tree) -> str | None:
+    """Why a field has no diagram to compare, if so."""
+    found = footer(diagram_file(out, field, tree))
+    if found is None:
+        where = f"run {field.run}, epoch {field.epoch}"
+        return f"{where}: the samples have no diagram there: lltopo analyze makes it"
+    return None if found["status"] == "ok" else f"run {field.run}: {found.get('reason')}"
+
+
+def _diagram(loss: NDArray[np.float64], tree: Tree) -> NDArray[np.float64] | str:
+    n_lost = int(np.count_nonzero(~np.isfinite(loss)))
+    if n_lost:
+        return f"{n_lost} of {loss.size} losses on a plane are not finite"
+    found = surface_diagrams(loss)
+    return found.join if tree == "join" else found.split
+
+
+def _distance(diagrams: Mapping[Member, NDArray[np.float64] | str], pair: Pair) -> Distance:
+    ends = []
+    for run, seed in pair:
+        found = diagrams.get((run, seed), "there is no surface")
+        if isinstance(found, str):
+            return f"run {run}, seed {seed}: {found}"
+        ends.append(found)
+    return wasserstein_distance(ends[0], ends[1])
+
+
+def _mean(side: Sequence[Distance]) -> float | None:
+    known = [found for found in side if not isinstance(found, str)]
+    return float(np.mean(known)) if known and len(known) == len(side) else None
+
+
+def _inputs_digest(
+    study: Study, out: Place, runs: Sequence[str], planes: Sequence[PlaneKey]
+) -> str:
+    """SHA-256 of all that the comparison is made of."""
+    content: list[Any] = [groups_by_settings(study, runs), study.analysis.essential]
+    content += [[*key, file_digest(surface_file(out, key))] for key in planes]
+    for run, (split, tree) in itertools.product(runs, FIELDS):
+        field = Field(run, split, study.runs[run].training.epochs)
+        content.append(footer(diagram_file(out, field, tree)))
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

@@ -160,7 +160,11 @@ def write_row(plan: PlannedSurface, row: int, run: Run, data: DataSet) -> None:
     means, cosine = trained_plane_losses(run, data, _checkpoint(plan), plan.key.seed, points)
     content = [
         {"x": x, "y": y}
-        | {f"{split}_{name}": value for split in SPLITS for name, value in mean[split]._asdict().items()}
+        | {
+            f"{split}_{name}": value
+            for split in SPLITS
+            for name, value in mean[split]._asdict().items()
+        }
         for (x, _), mean in zip(points, means, strict=True)
     ]
     sizes = {f"n_{split}": str(len(data.split(split).y)) for split in SPLITS}
@@ -217,10 +221,11 @@ def _lacking_checkpoint(plan: PlannedSurface) -> str | None:
         checkpoint = read_checkpoint(plan.checkpoint, plan.trained)
         if checkpoint is not None and checkpoint.epoch == plan.key.epoch:
             return None
+    run, epoch, _ = plan.key
     return (
-        f"surface of run {plan.key.run}, epoch {plan.key.epoch}: there is no whole checkpoint of that "
-        "epoch. Train the run with the epoch in surface.epochs or training.keep_checkpoints, in "
-        "another --out where it is trained already."
+        f"surface of run {run}, epoch {epoch}: there is no whole checkpoint of that epoch. "
+        "Train the run with the epoch in surface.epochs or training.keep_checkpoints, in another "
+        "--out where it is trained already."
     )
 
 

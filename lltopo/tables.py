@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from lltopo.errors import InputError
-from lltopo.storage import Place, exists, files_below, open_file, read_bytes, write_bytes
+from lltopo.storage import Place, files_below, read_bytes, read_end, write_bytes
 
 Tree = Literal["join", "split"]
 TREES: tuple[Tree, Tree] = ("join", "split")
@@ -102,6 +102,7 @@ CONTOURS = pa.schema(
 )
 
 
+_FOOTER_BYTES = 2**14
 _LOSSES_NAME = re.compile(r"run=([^/]+)/split=([^/]+)/epoch=(\d+)/part-0\.parquet")
 _METRICS_NAME = re.compile(r"epoch=(\d+)/part-0\.parquet")
 
@@ -356,11 +357,14 @@ def write_columns(target: Place, table: pa.Table, metadata: Mapping[str, str]) -
 
 def footer(source: Place) -> dict[str, str] | None:
     """Return our metadata of a complete Parquet file; None where it is absent or cut short."""
-    if not exists(source):
-        return None
     try:
-        with open_file(source) as file:
-            metadata = pq.read_schema(file).metadata or {}
+        end = read_end(source, _FOOTER_BYTES)
+        # the length of the footer, then the magic, are a Parquet file's last eight bytes
+        n_bytes = int.from_bytes(end[-8:-4], "little") + 8
+        if n_bytes > len(end):
+            end = read_end(source, n_bytes)
+        # read by now: whatever goes wrong from here on is the file's fault
+        metadata = pq.read_schema(pa.BufferReader(end)).metadata or {}
     except (pa.ArrowException, OSError):
         return None
     return {

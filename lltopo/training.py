@@ -34,6 +34,7 @@ _MAX_FAILURES = 3
 class Loop(NamedTuple):
     """What each of some workers does: a function of one mapping, and that mapping."""
 
+    name: str
     function: Callable[[dict[str, Any]], None]
     config: dict[str, Any]
     n_workers: int
@@ -45,7 +46,8 @@ def training_runs(
 ) -> Iterator[Mapping[str, Future[None]]]:
     """Train the named runs in the background, as many at once as fit into the cluster.
 
-    ``state`` is a folder for Train's own notes, which all nodes can reach.
+    ``state`` is a folder for Train's own notes. As nothing is reported to it, its controller alone
+    looks there, on the driver's node.
 
     Yields
     ------
@@ -75,13 +77,10 @@ def sampled_trajectories(
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="jump")
     n_workers = min(len(trajectories), _slots(study, 1))
-    config = {
-        "study": study.model_dump(mode="json"),
-        "trajectories": list(trajectories),
-        "out": out,
-    }
+    config = {"study": study.model_dump(mode="json"), "trajectories": trajectories, "out": out}
+    loop = Loop(f"jump-{trajectories[0].run}", _jump_worker, config, n_workers)
     try:
-        yield pool.submit(_fit, study, Loop(_jump_worker, config, n_workers), state)
+        yield pool.submit(_fit, study, loop, state)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
 
@@ -95,35 +94,40 @@ def parallel_runs(study: Study, names: Sequence[str]) -> int:
 def _slots(study: Study, n_workers: int) -> int:
     """How many groups of ``n_workers`` fit side by side into the cluster, within ``resources``."""
     need = study.resources
-    slots = cluster_total("CPU") / (n_workers * need.cpus_per_worker)
-    if _uses_gpu():
-        slots = min(slots, cluster_total("GPU") / (n_workers * need.gpus_per_worker))
+    [(resource, each)] = _worker_needs(study).items()
+    slots = int(cluster_total(resource) / (n_workers * each))
+    if need.device != "auto":
+        # what the cluster has now is not what it may have
+        return need.parallel_runs or max(1, slots)
     if slots < 1:
         raise InputError(
             f"resources: the cluster is too small for one run: expected {n_workers} workers with "
-            f"{need.cpus_per_worker:g} CPUs each, got {cluster_total('CPU'):g} CPUs. "
-            "Lower training.workers or resources.cpus_per_worker."
+            f"{each:g} {resource} each, got {cluster_total(resource):g} {resource} in all. Lower "
+            f"training.workers or resources.{resource.lower()}s_per_worker, or, where the cluster "
+            "starts its nodes at need, set resources.device."
         )
-    return min(int(slots), need.parallel_runs or int(slots))
+    return min(slots, need.parallel_runs or slots)
 
 
-def _uses_gpu() -> bool:
-    return cluster_total("GPU") > 0
+def _worker_needs(study: Study) -> dict[str, float]:
+    """What one worker takes of the cluster: GPUs or CPUs, never both (see `fanout.Need`)."""
+    need = study.resources
+    if need.device == "gpu" or (need.device == "auto" and cluster_total("GPU") > 0):
+        return {"GPU": need.gpus_per_worker}
+    return {"CPU": need.cpus_per_worker}
 
 
 def _fit(study: Study, loop: Loop, state: Place) -> None:
-    needs = {"CPU": study.resources.cpus_per_worker}
-    if _uses_gpu():
-        needs["GPU"] = study.resources.gpus_per_worker
+    needs = _worker_needs(study)
     trainer = ray.train.torch.TorchTrainer(
         loop.function,
         train_loop_config=loop.config,
         scaling_config=ray.train.ScalingConfig(
-            num_workers=loop.n_workers, use_gpu=_uses_gpu(), resources_per_worker=needs
+            num_workers=loop.n_workers, use_gpu="GPU" in needs, resources_per_worker=needs
         ),
         run_config=ray.train.RunConfig(
             # never a name that Train has seen: it would go on from its notes, not from ours
-            name=uuid.uuid4().hex,
+            name=f"{loop.name}-{uuid.uuid4().hex[:8]}",
             storage_path=state.path,
             storage_filesystem=state.filesystem,
             failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
@@ -142,7 +146,7 @@ def _fit(study: Study, loop: Loop, state: Place) -> None:
 
 def _run_loop(study: Study, out: Place, name: str) -> Loop:
     config = {"study": study.model_dump(mode="json"), "run": name, "out": out}
-    return Loop(_train_worker, config, study.runs[name].training.workers)
+    return Loop(name, _train_worker, config, study.runs[name].training.workers)
 
 
 def _train_worker(config: dict[str, Any]) -> None:
@@ -168,6 +172,4 @@ def _worker() -> Worker:
     from lltopo.loop import Worker
 
     context = ray.train.get_context()
-    return Worker(
-        context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device()
-    )
+    return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())

@@ -274,3 +274,19 @@ def hard_fields(n: int) -> dict[str, tuple[int, np.ndarray, np.ndarray]]:
         "one vertex": (1, np.empty((0, 2), int), np.array([3.0], np.float32)),
         "no vertex": (0, np.empty((0, 2), int), np.empty(0)),
     }
+
+
+# Directions in weight space
+
+
+def filter_normalised(weights: dict[str, np.ndarray], seed: object) -> dict[str, np.ndarray]:
+    """Li et al. (2018): noise whose filters are as long as the weights' own; 0 for vectors."""
+    generator = np.random.default_rng(seed)
+    direction = {name: np.zeros(w.shape) for name, w in weights.items()}
+    for name, w in weights.items():
+        if w.ndim > 1:
+            noise = generator.standard_normal(w.shape, dtype=np.float32).astype(np.float64)
+            for i in range(len(w)):
+                length = math.sqrt(float((w[i].astype(np.float64) ** 2).sum()))
+                direction[name][i] = noise[i] * length / (np.linalg.norm(noise[i]) + 1e-10)
+    return direction

@@ -325,10 +325,22 @@ def test_potentials_refuse_what_they_cannot_price():
         dual_potentials(good, essential)
 
 
-def test_distance_matrix_holds_all_distances():
+@pytest.mark.parametrize("order", [*ORDERS, math.inf])
+def test_distance_matrix_holds_all_distances_bit_for_bit(order):
     diagrams = [random_diagram(seed, 10 + seed) for seed in range(4)]
-    matrix = distance_matrix(diagrams, order=2)
-    assert matrix.tolist() == [[wasserstein_distance(a, b, 2) for b in diagrams] for a in diagrams]
+    diagrams += [dgm[:, ::-1] for dgm in diagrams[:2]]
+    diagrams += [np.vstack((dgm, [[seed, math.inf]])) for seed, dgm in enumerate(diagrams[:2])]
+    matrix = distance_matrix(diagrams, order)
+    n = len(diagrams)
+    for i in range(n):
+        later = [wasserstein_distance(diagrams[i], b, order) for b in diagrams[i:]]
+        assert matrix[i, i:].tolist() == matrix[i:, i].tolist() == later
+        assert matrix[i, i] == 0
+    assert np.isinf(matrix).sum() == 2 * 2 * (n - 2)
+
+
+def test_distance_matrix_of_none_and_of_wrong_diagrams():
+    diagrams = [random_diagram(1, 4)]
     assert distance_matrix([]).shape == (0, 0)
     with pytest.raises(InputError, match=r"^diagrams\[1\]: .*NaN"):
         distance_matrix([diagrams[0], [[0.0, math.nan]]])

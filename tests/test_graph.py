@@ -13,6 +13,7 @@ from reference import brute_force_neighbours
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from lltopo import candidates
 from lltopo import neighbours as search
 from lltopo.errors import InputError
 from lltopo.graph import Graph, knn_graph, nearest_neighbours, neighbour_recall
@@ -106,7 +107,7 @@ def test_neighbours_are_those_of_brute_force(dtype: type, k: int, high: int) -> 
 def test_tiles_do_not_matter(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = features(np.uint8, n=50 if COMPILED else 20, high=3)
     whole = nearest_neighbours(rows, 9, "exact")
-    monkeypatch.setattr(search, "TILE", tile)
+    monkeypatch.setattr(candidates, "TILE", tile)
     tiled = nearest_neighbours(rows, 9, "exact")
     assert np.array_equal(whole.indices, tiled.indices)
     assert np.array_equal(whole.distances, tiled.distances)
@@ -143,9 +144,9 @@ def test_a_row_whose_bounds_do_not_decide_is_searched_again(
     chosen = []
     search_rows = search._search_rows
 
-    def watch(rows: np.ndarray, doubtful: np.ndarray, k: int) -> object:
+    def watch(rows: np.ndarray, doubtful: np.ndarray, k: int, n_threads: int) -> object:
         chosen.extend(doubtful.tolist())
-        return search_rows(rows, doubtful, k)
+        return search_rows(rows, doubtful, k, n_threads)
 
     monkeypatch.setattr(search, "_search_rows", watch)
     rows = features(np.uint8, d=30)
@@ -155,6 +156,18 @@ def test_a_row_whose_bounds_do_not_decide_is_searched_again(
     found = nearest_neighbours(rows, 5, "exact")
     assert chosen == list(range(20))
     assert np.array_equal(found.indices, brute_force_neighbours(rows, 5))
+
+
+@pytest.mark.parametrize("d", [1, 3, 8, 31, 70])
+def test_both_rankings_have_the_same_bits(d: int) -> None:
+    rows = features(np.float64, d=d) / 7
+    rows.flags.writeable = False
+    everyone = np.arange(N)
+    ids = np.ascontiguousarray(np.broadcast_to(everyone.astype(np.int32), (N, N)))
+    by_candidates = search._ranked(rows, everyone, ids, 9, 1)
+    by_search = search._search_rows(rows, everyone, 9)
+    assert np.array_equal(by_candidates.indices, by_search.indices)
+    assert np.array_equal(by_candidates.distances, by_search.distances)
 
 
 @given(
@@ -253,7 +266,7 @@ def test_nn_descent_leaves_no_row_short(scale: float) -> None:
 def test_auto_is_exact_until_out_of_reach(monkeypatch: pytest.MonkeyPatch) -> None:
     rows = features(n=60, d=3, high=3)
     assert np.array_equal(nearest_neighbours(rows, 5).indices, brute_force_neighbours(rows, 5))
-    monkeypatch.setattr(search, "EXACT_WITHIN", 60 * 60 * 3 - 1)
+    monkeypatch.setattr(search, "EXACT_WITHIN", candidates.search_work(60, 60, 3) - 1)
     approximate = nearest_neighbours(rows, 5).indices
     assert np.array_equal(approximate, nearest_neighbours(rows, 5, "nndescent").indices)
 

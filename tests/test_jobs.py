@@ -18,7 +18,7 @@ from lltopo.study_files import read_study
 from lltopo.tables import complete_epochs
 
 JOBS = Path(__file__).parent.parent / "jobs"
-STUDIES = sorted(JOBS.rglob("*.yaml"))
+STUDIES = sorted(path for path in JOBS.rglob("*.yaml") if path.parent.name != "cluster")
 THESIS = [path for path in STUDIES if path.parent.name == "thesis"]
 NAMES = [path.stem for path in STUDIES]
 N_SAMPLES = 64

@@ -25,6 +25,7 @@ from lltopo.loop import (
     initial_state,
     recorded_losses,
     resident,
+    set_up_torch,
     train_epoch,
     train_run,
 )
@@ -56,6 +57,8 @@ def torch_settings() -> Iterator[None]:
     threads = torch.get_num_threads()
     deterministic = torch.are_deterministic_algorithms_enabled()
     yield
+    torch.backends.cudnn.allow_tf32 = True
+    torch.set_float32_matmul_precision("highest")
     torch.set_num_threads(threads)
     torch.use_deterministic_algorithms(deterministic)
 
@@ -414,6 +417,32 @@ def test_other_ways_to_compute_give_nearly_the_same(
              ("plain", "other")]  # fmt: skip
     np.testing.assert_allclose(found[1].loss, found[0].loss, rtol=0.1, atol=0.05)
     assert found[1].loss.dtype == np.float32
+
+
+def test_a_compiled_network_trains_and_goes_on_like_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled = []
+    # without a compiler: the same network, seen to be asked for
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compiled.append(module))
+    study = tiny_study(tmp_path, epochs=2)
+    train(study, place(tmp_path / "plain"))
+    assert not compiled
+    train(with_training(study, compile=True, epochs=1), place(tmp_path / "compiled"))
+    train(with_training(study, compile=True), place(tmp_path / "compiled"))
+    assert len(compiled) == 2
+    names = ("plain", "compiled")
+    found = [read_losses(place(tmp_path / f"{n}/losses"), Field("only", "val", 2)) for n in names]
+    np.testing.assert_array_equal(found[0].loss, found[1].loss)
+
+
+@pytest.mark.parametrize("tf32", [False, True])
+def test_products_of_float32_are_rounded_to_tf32_only_where_the_study_says_so(
+    tmp_path: Path, tf32: bool
+) -> None:
+    set_up_torch(tiny_study(tmp_path, tf32=tf32).runs["only"].training)
+    assert torch.backends.cudnn.allow_tf32 is tf32
+    assert torch.get_float32_matmul_precision() == ("high" if tf32 else "highest")
 
 
 # -- augmentation --

@@ -5,27 +5,32 @@ from __future__ import annotations
 import errno
 import os
 import pickle
+import signal
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs as pafs
 
 from lltopo import storage
-from lltopo.errors import InputError, TransientError
+from lltopo.errors import InputError, StorageError, TransientError
 from lltopo.storage import (
     Place,
     exists,
     files_below,
     place,
     read_bytes,
+    read_end,
     remove,
     remove_partial_files,
     safe_name,
     write_bytes,
 )
+from lltopo.tables import footer, read_table, write_table
 
 
 @pytest.fixture(params=["disk", "store"])
@@ -91,9 +96,8 @@ def test_a_write_that_fails_leaves_what_was_there(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="No space left") as caught:
+    with pytest.raises(StorageError, match=r"file: cannot be written: No space left .*Make room"):
         write_bytes(target, b"after")
-    assert not isinstance(caught.value, InputError)
     assert os.listdir(tmp_path) == ["file"]
     assert read_bytes(target) == b"before"
 
@@ -177,7 +181,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Place:
     monkeypatch.setattr(Faulty, "faults", {})
     filesystem = Faulty(skip_instance_cache=True)
     filesystem.store.clear()
-    return Place(pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), "/bucket")
+    return Place(pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), "/bucket", retry_s=0.0)
 
 
 USES = {
@@ -206,22 +210,94 @@ def test_a_store_that_may_not_be_entered_is_refused(faulty: Place) -> None:
         exists(faulty)
 
 
-def test_an_interrupted_write_leaves_what_was_there(
+def test_a_store_that_is_away_is_waited_for(faulty: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_bytes(faulty / "file", b"x")
+    waits = []
+
+    def sleep(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 6:
+            Faulty.faults.clear()
+
+    monkeypatch.setattr(storage.time, "sleep", sleep)
+    for operation, use in USES.items():
+        waits.clear()
+        Faulty.faults[operation] = OSError("no answer")
+        use(faulty._replace(retry_s=60.0))
+        assert len(waits) == 6
+        # doubling, less a random part of at most a half
+        assert all(0.1 * 2**i <= wait <= 0.2 * 2**i for i, wait in enumerate(waits[:5]))
+        assert waits[5] <= 5.0
+
+
+def test_waiting_ends_when_its_time_is_over(faulty: Place) -> None:
+    Faulty.faults["info"] = OSError("no answer")
+    started = time.monotonic()
+    with pytest.raises(TransientError, match="no answer"):
+        exists(faulty._replace(retry_s=0.5))
+    assert 0.5 <= time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    ("answer", "told"),
+    [
+        ("AWS Error ACCESS_DENIED during HeadObject operation: No response body.", "access is"),
+        ("AWS Error INVALID_ACCESS_KEY_ID during PutObject operation: x", "does not know the cred"),
+        ("AWS Error NO_SUCH_BUCKET during PutObject operation: x", "there is no bucket"),
+        ("AWS Error UNKNOWN (HTTP status 301) during HeadObject operation: x", "Check the region"),
+    ],
+)
+def test_what_a_store_refuses_is_not_asked_for_again(
+    faulty: Place, monkeypatch: pytest.MonkeyPatch, answer: str, told: str
+) -> None:
+    monkeypatch.setattr(storage.time, "sleep", lambda _: pytest.fail("was waited for"))
+    Faulty.faults["info"] = OSError(f"When getting information for key 'x': {answer}")
+    with pytest.raises(InputError, match=rf"/bucket: cannot be read: .*{told}") as caught:
+        exists(faulty._replace(retry_s=60.0))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("status", ["404", "409", "429", "500", "503"])
+def test_a_store_that_is_busy_is_asked_again(faulty: Place, status: str) -> None:
+    Faulty.faults["info"] = OSError(f"AWS Error UNKNOWN (HTTP status {status}) during HeadObject")
+    with pytest.raises(TransientError, match=status):
+        exists(faulty)
+
+
+def test_a_store_that_is_away_does_not_make_a_file_damaged(faulty: Place) -> None:
+    write_table(faulty / "file", [{"x": 1}], pa.schema([("x", pa.int8())]), {"made": "of"})
+    assert footer(faulty / "file") == {"made": "of"}
+    Faulty.faults["rb"] = OSError("no answer")
+    for read in (footer, read_table):
+        with pytest.raises(TransientError, match="no answer"):
+            read(faulty / "file")
+
+
+def test_an_interrupted_write_is_a_whole_one(
     faulty: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write_bytes(faulty / "file", b"before")
+    opened = Faulty._open
 
-    def interrupted(*_: Any, **__: Any) -> None:
-        raise KeyboardInterrupt
+    def interrupted(self: Faulty, path: str, mode: str = "rb", **options: Any) -> Any:
+        stream = opened(self, path, mode, **options)
+        if mode == "wb":
+            # between opening and writing, when pyarrow would commit an empty file
+            signal.raise_signal(signal.SIGINT)
+            time.sleep(0.2)
+        return stream
 
-    # between the content and the store there is a single call, which a signal cannot part
-    monkeypatch.setattr(storage.pafs, "copy_files", interrupted)
+    monkeypatch.setattr(Faulty, "_open", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        write_bytes(faulty / "file", b"after")
-    with pytest.raises(KeyboardInterrupt):
-        write_bytes(faulty / "other", b"after")
-    assert read_bytes(faulty / "file") == b"before"
-    assert not exists(faulty / "other")
+        write_bytes(faulty / "file", b"whole")
+    assert read_bytes(faulty / "file") == b"whole"
+
+
+@pytest.mark.parametrize("n_bytes", [0, 1, 5, 6, 1000])
+def test_the_end_of_a_file(root: Place, n_bytes: int) -> None:
+    write_bytes(root / "file", b"012345")
+    assert read_end(root / "file", n_bytes) == b"012345"[max(0, 6 - n_bytes) :]
+    with pytest.raises(FileNotFoundError):
+        read_end(root / "never", n_bytes)
 
 
 @pytest.mark.parametrize("operation", [exists, files_below, read_bytes, remove])
@@ -265,6 +341,36 @@ def test_a_uri_that_nobody_takes_is_refused(uri: str) -> None:
     with pytest.raises(InputError, match="cannot be opened as a file, s3 or gs URI") as caught:
         place(uri)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "s3://AKIA:topsecret@bucket/x",
+        "s3://topsecret@bucket/x",
+        # a secret key may hold a slash
+        "s3://AKIA:top/topsecret@bucket/x",
+        "s3://bucket/x?secret_key=topsecret",
+        "gs://topsecret@bucket/x",
+    ],
+)
+def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
+    with pytest.raises(InputError) as caught:
+        place(uri)
+    assert "topsecret" not in str(caught.value)
+    assert "environment" in str(caught.value)
+
+
+def test_a_store_is_opened_with_what_its_uri_says() -> None:
+    found = place("s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=x", 7.0)
+    assert str(found / "y") == "s3://bucket/x/y"
+    assert found.parent.retry_s == (found / "y").retry_s == 7.0
+    assert str(place("gs://anonymous@bucket/x")) == "gs://bucket/x"
+    # what the URI says counts, on its way to another process too
+    patient = place("gs://anonymous@bucket/x?retry_limit_seconds=3").filesystem
+    usual = pickle.loads(pickle.dumps(place("gs://anonymous@bucket/x"))).filesystem
+    assert patient.default_bucket_location == usual.default_bucket_location
+    assert [fs.__reduce__()[1][0]["retry_time_limit"].seconds for fs in (patient, usual)] == [3, 10]
 
 
 @pytest.mark.parametrize("name", ["a", "0", "lr-0.1_b", "x" * 100])
