@@ -50,7 +50,9 @@ class Place(NamedTuple):
     def __str__(self) -> str:
         if self.is_local:
             return self.path
-        return f"{self.filesystem.type_name}://{self.path}"
+        # as it is written in a URI
+        scheme = self.filesystem.type_name.replace("gcs", "gs")
+        return f"{scheme}://{self.path}"
 
     @property
     def parent(self) -> Place:

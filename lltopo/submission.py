@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 import os
 import re
 import shlex
@@ -41,6 +42,7 @@ _STUDY = "lltopo_study"
 _POLL_SECONDS = 0.5
 _PATIENCE_SECONDS = 60.0
 _OVERRULING = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+_TALKATIVE = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk")
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
@@ -350,6 +352,8 @@ def _variable(name: str) -> str:
 def _connected(address: str) -> JobSubmissionClient:
     from ray.job_submission import JobSubmissionClient
 
+    for logger in _TALKATIVE:
+        logging.getLogger(logger).setLevel(logging.ERROR)
     # to Ray they count for more than the address that it is given
     taken = {name: os.environ.pop(name) for name in _OVERRULING if name in os.environ}
     try:
