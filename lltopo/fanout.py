@@ -12,16 +12,15 @@ import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 
-from lltopo.errors import TransientError
-
 _POLL_SECONDS = 0.2
+_TRIES = 3
 _FOLDER = "lltopo-ray-"
 _LONGEST_FOLDER = 30
 
@@ -151,7 +150,7 @@ def shared(value: Any) -> Any:
 
 
 def fan_out(
-    function: Callable[..., Any], batches: Iterator[Sequence[Call]], need: Need = _ONE_CPU
+    function: Callable[..., Any], batches: Iterator[Iterable[Call]], need: Need = _ONE_CPU
 ) -> Iterator[Outcome]:
     """Outcomes of ``function(*arguments)`` for each call, in the order in which they end.
 
@@ -160,39 +159,55 @@ def fan_out(
     function
         A plain function that a worker can import.
     batches
-        Gives, each time it is asked, the calls that have become ready (perhaps none yet), and
-        ends when no more will come.
+        Gives, each time it is asked, some calls that have become ready (perhaps none yet), and
+        ends when no more will come. The calls of a batch are drawn as places become free; batches
+        take turns, so that none waits for a longer one to end.
     need
         Of each call.
 
     Notes
     -----
-    At most twice the calls that fit into the cluster are submitted and not yet ended. A lost
-    worker or a :class:`TransientError` is tried again three times; any other error ends that call
-    alone.
+    At most twice the calls that fit into the cluster are submitted and not yet ended. A call that
+    fails, by an error or because its worker, node or outcome is lost, is tried three times, and
+    then ends alone.
     """
     cpus = 0.0 if need.gpus else need.cpus
-    options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": need.gpus, "max_retries": 3}
-    task = ray.remote(function).options(**options, retry_exceptions=[TransientError])
-    running: dict[Any, Any] = {}
-    waiting: deque[Call] = deque()
+    # Ray itself would try again for ever where memory ran out
+    task = ray.remote(function).options(num_cpus=cpus, num_gpus=need.gpus, max_retries=0)
+    running: dict[Any, _Try] = {}
+    waiting: deque[Iterator[_Try]] = deque()
     more = True
     try:
         while more or waiting or running:
             if more:
                 # asked even when there is no place: it may have other things to tell of
-                arrived = next(batches, None)
-                more = arrived is not None
-                waiting += arrived or ()
+                batch = next(batches, None)
+                more = batch is not None
+                waiting.append(_Try(call, 1) for call in batch or ())
             # of a cluster that scales up from nothing one call is worth the asking
             in_flight = max(1, 2 * _slots(need))
             while waiting and len(running) < in_flight:
-                call = waiting.popleft()
-                running[task.remote(*call.arguments)] = call.key
-            yield from _ended(running)
+                first = next(waiting[0], None)
+                if first is None:
+                    waiting.popleft()
+                    continue
+                waiting.rotate(-1)
+                running[task.remote(*first.call.arguments)] = first
+            for tried, outcome in _ended(running):
+                if outcome.error is None or tried.number == _TRIES:
+                    yield outcome
+                else:
+                    waiting.append(iter([tried._replace(number=tried.number + 1)]))
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
+
+
+class _Try(NamedTuple):
+    """A call, and the how many-th time it is tried."""
+
+    call: Call
+    number: int
 
 
 def _slots(need: Need) -> int:
@@ -202,17 +217,19 @@ def _slots(need: Need) -> int:
     return int(cluster_total("CPU") / need.cpus)
 
 
-def _ended(running: dict[Any, Any]) -> Iterator[Outcome]:
+def _ended(running: dict[Any, _Try]) -> Iterator[tuple[_Try, Outcome]]:
     if not running:
         # nothing to wait for but the next batch
         time.sleep(_POLL_SECONDS)
         return
     done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
     for reference in done:
-        key = running.pop(reference)
+        tried = running.pop(reference)
+        key = tried.call.key
         try:
-            yield Outcome(key, ray.get(reference), None)
+            yield tried, Outcome(key, ray.get(reference), None)
         except ray.exceptions.RayTaskError as error:
-            yield Outcome(key, None, f"{type(error.cause).__name__}: {error.cause}")
+            yield tried, Outcome(key, None, f"{type(error.cause).__name__}: {error.cause}")
         except ray.exceptions.RayError as error:
-            yield Outcome(key, None, f"{type(error).__name__}: {str(error).splitlines()[0]}")
+            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
+            yield tried, Outcome(key, None, reason)

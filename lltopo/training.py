@@ -2,20 +2,28 @@
 
 Our own tables and checkpoints are the record: they are written by the loop under fixed names,
 so a run whose worker was killed goes on from its last checkpoint at once, and Train keeps no
-second copy.
+second copy. Nor does Train connect the workers: torch's rendezvous would listen on all of a
+machine's addresses and ask nobody for a token, whereas ours listens on the node's own alone, and
+only where a run has several workers.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import ray
 import ray.train
 import ray.train.torch
+import torch.distributed as dist
+from ray.train.backend import Backend
+from ray.train.collective import broadcast_from_rank_zero
 
 from lltopo.errors import InputError
 from lltopo.fanout import cluster_total
@@ -29,6 +37,15 @@ if TYPE_CHECKING:
     from lltopo.loop import Worker
 
 _MAX_FAILURES = 3
+_GATHERING = timedelta(minutes=5)
+
+
+class _Unconnected(ray.train.torch.TorchConfig):  # type: ignore[misc]
+    """Workers that know their device and are not connected by Train."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        return Backend
 
 
 class Loop(NamedTuple):
@@ -122,6 +139,7 @@ def _fit(study: Study, loop: Loop, state: Place) -> None:
     trainer = ray.train.torch.TorchTrainer(
         loop.function,
         train_loop_config=loop.config,
+        torch_config=_Unconnected(),
         scaling_config=ray.train.ScalingConfig(
             num_workers=loop.n_workers, use_gpu="GPU" in needs, resources_per_worker=needs
         ),
@@ -155,7 +173,9 @@ def _train_worker(config: dict[str, Any]) -> None:
 
     study = resolved_study(config["study"], "study")
     assert not isinstance(study.data, LossesData)
-    train_run(study, config["run"], load_data(study.data), config["out"], _worker())
+    worker = _worker()
+    with _process_group(worker):
+        train_run(study, config["run"], load_data(study.data), config["out"], worker)
 
 
 def _jump_worker(config: dict[str, Any]) -> None:
@@ -173,3 +193,31 @@ def _worker() -> Worker:
 
     context = ray.train.get_context()
     return Worker(context.get_world_rank(), context.get_world_size(), ray.train.torch.get_device())
+
+
+@contextmanager
+def _process_group(worker: Worker) -> Iterator[None]:
+    """The workers of a run connected by torch, where there are several."""
+    if worker.size == 1:
+        yield
+        return
+    node = ray.util.get_node_ip_address()
+    listener = socket.create_server((node, 0)) if worker.rank == 0 else None
+    host, port = broadcast_from_rank_zero(listener and listener.getsockname())
+    if host == "127.0.0.1":
+        loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
+    store = dist.TCPStore(
+        host,
+        port,
+        worker.size,
+        is_master=listener is not None,
+        timeout=_GATHERING,
+        master_listen_fd=None if listener is None else listener.detach(),
+    )
+    backend = "gloo" if worker.device.type == "cpu" else "nccl"
+    dist.init_process_group(backend, store=store, rank=worker.rank, world_size=worker.size)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()

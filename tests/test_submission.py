@@ -501,6 +501,7 @@ def results() -> Iterator[str]:
 
 def answers(address: str, token: str) -> bool:
     """Say whether a job server is up."""
+    time.sleep(0.2)
     asked = Request(f"{address}/api/version", headers={"Authorization": f"Bearer {token}"})
     try:
         with urlopen(asked, timeout=5) as answer:
@@ -536,12 +537,11 @@ def cluster(results: str) -> Iterator[Cluster]:
         environment["RAY_API_SERVER_ADDRESS"] = address
         yield Cluster(address, environment, (folder / "session_latest" / "logs").resolve())
     finally:
-        family = psutil.Process(head.pid).children(recursive=True)
+        family = [] if head.poll() else psutil.Process(head.pid).children(recursive=True)
         head.terminate()
-        psutil.wait_procs([psutil.Process(head.pid), *family], timeout=20)
-        for process in family:
-            if process.is_running():
-                process.kill()
+        _, left = psutil.wait_procs(family, timeout=20)
+        for process in left:
+            process.kill()
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -564,6 +564,12 @@ def ended(cluster: Cluster, arguments: Sequence[str], folder: Path, status: int 
 def follow_up(printed: str, after: str) -> list[str]:
     """The command that stands below a line of a message."""
     return shlex.split(printed.partition(after)[2].split("\n")[1])
+
+
+def soon_there(target: Place) -> bool:
+    """Say whether a file is there, but not so often that the store has nothing else to do."""
+    time.sleep(0.5)
+    return exists(target)
 
 
 def overrides(changed: dict[str, str]) -> list[str]:
@@ -600,7 +606,7 @@ def test_job_is_left_found_again_stopped_and_resumed(
     submit += ["--out", f"{results}/gated", *overrides(changed)]
 
     first = started(cluster, submit, tmp_path)
-    wait_until(lambda: exists(losses_of(results, 1)), first)
+    wait_until(lambda: soon_there(losses_of(results, 1)), first)
     first.send_signal(signal.SIGINT)
     finish(first, tmp_path / "log", 130)
     printed = (tmp_path / "log").read_text()

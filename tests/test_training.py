@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -10,12 +11,15 @@ import torch
 import yaml
 from processes import run
 
+from lltopo import fanout, training
 from lltopo.checkpoints import bare, checkpoint_file, read_checkpoint
 from lltopo.data import load_data
+from lltopo.errors import InputError
+from lltopo.fanout import Need, fan_out
 from lltopo.loop import Worker, initial_state, recorded_losses, resident, set_up_torch
 from lltopo.storage import place
 from lltopo.study import run_digest
-from lltopo.study_files import read_study
+from lltopo.study_files import read_study, resolved_study
 from lltopo.tables import Field, read_losses
 
 STUDY = {
@@ -95,3 +99,46 @@ def test_model_that_does_not_fit_ends_with_status_2(tmp_path: Path) -> None:
     printed = run(["train", str(path), "--out", str(tmp_path / "out")], log, status=2)
     assert "model: convnet does not fit" in printed
     assert "Traceback" not in printed
+
+
+# -- what a worker takes of the cluster --
+
+
+def taken(monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, **resources: Any) -> int:
+    """How many of four runs are trained at once in a cluster of this size."""
+    monkeypatch.setattr(training, "cluster_total", {"CPU": cpus, "GPU": gpus}.__getitem__)
+    runs = {name: {"training": {"workers": 1}} for name in "abcd"}
+    study = resolved_study({**STUDY, "runs": runs, "resources": resources}, "test")
+    return training.parallel_runs(study, list(runs))
+
+
+def test_worker_takes_a_gpu_or_a_cpu_and_never_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    # GPU nodes may offer no CPU, so that nothing but training is placed on them
+    assert taken(monkeypatch, cpus=0, gpus=2) == 2
+    assert taken(monkeypatch, cpus=0, gpus=2, gpus_per_worker=0.5) == 4
+    assert taken(monkeypatch, cpus=3, gpus=0) == 3
+    assert taken(monkeypatch, cpus=3, gpus=2, device="cpu") == 3
+    assert taken(monkeypatch, cpus=8, gpus=0, cpus_per_worker=4) == 2
+    with pytest.raises(InputError, match="expected 1 workers with 1 CPU each, got 0 CPU in all"):
+        taken(monkeypatch, cpus=0, gpus=0)
+
+
+def test_cluster_that_starts_its_nodes_at_need_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert taken(monkeypatch, cpus=0, gpus=0, device="gpu") == 1
+    assert taken(monkeypatch, cpus=0, gpus=1, device="gpu", parallel_runs=3) == 3
+    assert taken(monkeypatch, cpus=0, gpus=0, device="cpu", parallel_runs=9) == 4
+
+
+def test_call_that_takes_a_gpu_takes_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fanout, "cluster_total", {"CPU": 4.0, "GPU": 3.0}.__getitem__)
+    asked: list[dict[str, Any]] = []
+
+    class Task:
+        def options(self, **options: Any) -> None:
+            asked.append(options)
+
+    monkeypatch.setattr(fanout.ray, "remote", lambda _: Task())
+    for need, slots in ((Need(2.0), 2), (Need(2.0, 0.5), 6)):
+        assert list(fan_out(print, iter([]), need)) == []
+        assert fanout._slots(need) == slots
+    assert [(options["num_cpus"], options["num_gpus"]) for options in asked] == [(2, 0), (0, 0.5)]
