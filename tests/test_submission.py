@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -512,7 +513,7 @@ def answers(address: str, token: str) -> bool:
 
 @pytest.fixture(scope="module")
 def cluster(results: str) -> Iterator[Cluster]:
-    """``ray start --head`` with a token, all of its ports on 127.0.0.1, as a node of its store."""
+    """``ray start --head`` with a token, on a node whose environment opens the store."""
     folder = Path(tempfile.mkdtemp(prefix="lltopo-"))  # pytest's own is too long for its sockets
     dashboard, *ports = (free_port() for _ in range(5))
     address = f"http://127.0.0.1:{dashboard}"
@@ -537,11 +538,11 @@ def cluster(results: str) -> Iterator[Cluster]:
         environment["RAY_API_SERVER_ADDRESS"] = address
         yield Cluster(address, environment, (folder / "session_latest" / "logs").resolve())
     finally:
-        family = [] if head.poll() else psutil.Process(head.pid).children(recursive=True)
-        head.terminate()
-        _, left = psutil.wait_procs(family, timeout=20)
-        for process in left:
+        family = [psutil.Process(head.pid)]
+        family += family[0].children(recursive=True)
+        for process in family:
             process.kill()
+        psutil.wait_procs(family)
         head.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
@@ -581,21 +582,22 @@ def losses_of(results: str, epoch: int) -> Place:
     return place(f"{results}/gated") / name
 
 
-def test_ray_job_submit_as_the_readme_has_it(
-    cluster: Cluster, results: str, tmp_path: Path
-) -> None:
+@pytest.fixture(scope="module")
+def readme_job(
+    cluster: Cluster, results: str, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[subprocess.Popen[bytes], Path]:
+    """The README's command at work beside the other tests, and the folder of its log."""
     [line] = re.findall(r"^ray job submit .*-- lltopo run .*$", README.read_text(), re.MULTILINE)
     words = shlex.split(line, comments=True)
-    out = words.index("--out") + 1
-    words[out] = f"{results}/readme"
-    assert words[words.index("--working-dir") + 1] == "."
-    words[words.index("--working-dir") + 1] = str(ROOT)
-    printed = ended(cluster, [*words, *overrides(TINY)], tmp_path)
-    assert exists(place(f"{results}/readme") / "report.html")
-    [job] = set(re.findall(r"raysubmit_\w+", printed))
-    assert ended(cluster, ["lltopo", "status", job], tmp_path).startswith(f"{job}: succeeded\n")
+    words[words.index("--out") + 1] = f"{results}/readme"
+    working_dir = words.index("--working-dir") + 1
+    assert words[working_dir] == "."
+    words[working_dir] = str(ROOT)
+    folder = tmp_path_factory.mktemp("readme")
+    return started(cluster, [*words, *overrides(TINY)], folder), folder
 
 
+@pytest.mark.usefixtures("readme_job")
 def test_job_is_left_found_again_stopped_and_resumed(
     cluster: Cluster, results: str, tmp_path: Path
 ) -> None:
@@ -631,6 +633,16 @@ def test_job_is_left_found_again_stopped_and_resumed(
     assert exists(losses_of(results, 3))
     assert read_bytes(losses_of(results, 1)) == made
     assert exists(place(f"{results}/gated") / "report.html")
+
+
+def test_ray_job_submit_as_the_readme_has_it(
+    readme_job: tuple[subprocess.Popen[bytes], Path], cluster: Cluster, results: str
+) -> None:
+    process, folder = readme_job
+    finish(process, folder / "log")
+    assert exists(place(f"{results}/readme") / "report.html")
+    [job] = set(re.findall(r"raysubmit_\w+", (folder / "log").read_text()))
+    assert ended(cluster, ["lltopo", "status", job], folder).startswith(f"{job}: succeeded\n")
 
 
 def test_failing_study_gives_its_own_exit_status(
