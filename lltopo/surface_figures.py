@@ -62,11 +62,16 @@ def plot_contours(surface: Grid, x: ArrayLike, y: ArrayLike, *, scale: LossScale
     lines = ax.contour(
         x, y, drawn, levels=levels, cmap=COLOUR_MAP, norm=scale.norm, linewidths=1.1, zorder=2
     )
-    for text in ax.clabel(
-        lines, levels[:: n_levels // 4], fontsize=6, fmt="%.2g", inline_spacing=2
-    ):
+    named = levels[:: n_levels // 4]
+    for text in ax.clabel(lines, named, fontsize=6, fmt=_loss_name, inline_spacing=2):
         text.set_in_layout(False)
+        # at the edge a label would be cut off
+        text.set_visible(bool(np.max(np.abs(text.get_position())) < 0.85 * np.max(np.abs(x))))
     return _plane_axes(ax)
+
+
+def _loss_name(loss: float) -> str:
+    return f"{loss:,.0f}" if loss >= 10 else f"{loss:.2g}"
 
 
 def plot_surface_heatmap(
