@@ -19,7 +19,7 @@ import yaml
 from tiny import png, tiny_arrays, tiny_npz, tiny_raw, write_shard
 
 import lltopo
-from lltopo import cli, stages
+from lltopo import cli, session, stages
 from lltopo.errors import TransientError
 from lltopo.storage import place
 from lltopo.study_files import read_study
@@ -52,7 +52,8 @@ def command(
         printed = capsys.readouterr()
         return Ended(int(caught.value.code or 0), printed.out, printed.err)
 
-    monkeypatch.setattr(stages, "ray_session", no_ray)
+    monkeypatch.setattr(session, "study_session", no_ray)
+    monkeypatch.setattr(stages, "study_session", no_ray)
     handler = signal.getsignal(signal.SIGTERM)
     yield run
     signal.signal(signal.SIGTERM, handler)
