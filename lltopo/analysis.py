@@ -8,12 +8,15 @@ reference epoch has its own, the measures of those diagrams.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
-from collections.abc import Iterable, Mapping, Sequence
+import sys
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lltopo.diagrams import (
@@ -161,6 +164,14 @@ def current_metadata(
     return found[0] if found[0].get("losses") == recorded_digest(losses, field) else None
 
 
+def interned(metadata: Mapping[str, str]) -> dict[str, str]:
+    """Return a field's metadata to be kept beside those of many others, which mostly say the same.
+
+    Its keys and values are shared with theirs.
+    """
+    return {sys.intern(key): sys.intern(value) for key, value in metadata.items()}
+
+
 def reference_epochs(
     metadata: Mapping[Field, Mapping[str, str]],
 ) -> dict[str, int]:
@@ -239,13 +250,11 @@ def failed_rows(field: Field, reason: str, analysis: Analysis) -> list[Row]:
     ]
 
 
-def contour_rows(metadata: Mapping[Field, Mapping[str, str]]) -> list[Row]:
-    """Return the sizes of the contour trees, where they were asked for."""
-    return [
-        {**field._asdict(), **json.loads(found["contour"])}
-        for field, found in metadata.items()
-        if "contour" in found
-    ]
+def contour_rows(metadata: Mapping[Field, Mapping[str, str]]) -> Iterator[Row]:
+    """Yield the sizes of the contour trees, where they were asked for."""
+    for field, found in metadata.items():
+        if "contour" in found:
+            yield {**field._asdict(), **json.loads(found["contour"])}
 
 
 def series_digests(
@@ -253,24 +262,23 @@ def series_digests(
 ) -> dict[str, str]:
     """Return, for each run, the SHA-256 of all that its series is made of."""
     settings = analysis.model_dump(mode="json", exclude={"verify"})
-    made_of: dict[str, list[Any]] = {field.run: [settings] for field in metadata}
-    for field, found in sorted(metadata.items()):
-        made_of[field.run].append([*field, found["losses"], found["graph"]])
-    return {
-        run: hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-        for run, parts in made_of.items()
+    digests = {}
+    for run, fields in itertools.groupby(sorted(metadata), key=lambda field: field.run):
+        inputs = [(metadata[field], field) for field in fields]
+        parts = [settings, *([*field, found["losses"], found["graph"]] for found, field in inputs)]
+        digests[run] = hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
+    return digests
+
+
+def in_study_order(table: pa.Table, runs: Sequence[str]) -> pa.Table:
+    """Sort a table by run (in the order of ``runs``), split, and its tree, epoch and order."""
+    keys = {
+        name: pc.index_in(table[name], pa.array(values, pa.string()))
+        for name, values in (("run", runs), ("split", SPLITS))
     }
-
-
-def in_study_order(rows: Iterable[Row], runs: Sequence[str]) -> list[Row]:
-    """Sort rows by run (in the order of ``runs``), split, tree, epoch and order."""
-    place_of = {run: i for i, run in enumerate(runs)}
-
-    def key(row: Row) -> tuple[Any, ...]:
-        position = (place_of[row["run"]], SPLITS.index(row["split"]))
-        return (*position, row.get("tree", ""), row["epoch"], row.get("order", 0.0))
-
-    return sorted(rows, key=key)
+    keys |= {name: table[name] for name in ("tree", "epoch", "order") if name in table.column_names}
+    order = pc.sort_indices(pa.table(keys), sort_keys=[(name, "ascending") for name in keys])
+    return table.take(order)
 
 
 def _row(field: Field, tree: Tree, analysis: Analysis) -> Row:

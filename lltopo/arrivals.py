@@ -23,7 +23,7 @@ _METRICS = re.compile(r"run=([^/]+)/epoch=(\d+)/part-0\.parquet")
 def arriving_fields(
     session: Session, pending: Sequence[Field], futures: Futures
 ) -> Iterator[list[Field]]:
-    """Yield the pending fields as their tables become complete, often none.
+    """Yield the pending fields as their tables become complete, one run's at a time, often none.
 
     Ends when every training has ended.
 
@@ -56,12 +56,19 @@ def arriving_fields(
             if field.epoch in recorded.get(field.run, ())
             and is_complete(out, field.run, field.epoch, SPLITS)
         ]
-        yield ready
+        yield from _by_run(ready)
         arrived = set(ready)
         waiting = [field for field in waiting if field not in arrived]
         if ended:
             return
-    yield waiting
+    yield from _by_run(waiting)
+
+
+def _by_run(fields: Sequence[Field]) -> Iterator[list[Field]]:
+    of_run: dict[str, list[Field]] = {}
+    for field in fields:
+        of_run.setdefault(field.run, []).append(field)
+    yield from of_run.values() or [[]]
 
 
 def _recorded_epochs(out: Place) -> dict[str, set[int]]:

@@ -61,7 +61,7 @@ def ray_session(
     """Ray, for as long as the block lasts, its workers with some variables in their environment.
 
     Uses a session that is there already, else attaches to the cluster that ``RAY_ADDRESS`` names
-    (as in a Ray job), else starts Ray on this machine with its dashboard on 127.0.0.1 and token
+    (as in a Ray job), else starts Ray on this machine, all of it on 127.0.0.1 and with token
     authentication, and clears its files away afterwards.
     """
     if ray.is_initialized():
@@ -82,7 +82,7 @@ def ray_session(
             ray.shutdown()
         return
     _remove_orphaned_folders()
-    with temporary_folder() as folder:
+    with temporary_folder() as folder, _loopback():
         try:
             ray.init(
                 num_cpus=local_cpus,
@@ -95,6 +95,20 @@ def ray_session(
             yield
         finally:
             ray.shutdown()
+
+
+@contextmanager
+def _loopback() -> Iterator[None]:
+    """Have what is started of Ray listen on 127.0.0.1 alone, as it does where it knows no cluster.
+
+    ``ray.init`` itself takes no such address: it puts one that others can reach in its place.
+    """
+    constants = ray._private.ray_constants
+    before, constants.ENABLE_RAY_CLUSTER = constants.ENABLE_RAY_CLUSTER, False
+    try:
+        yield
+    finally:
+        constants.ENABLE_RAY_CLUSTER = before
 
 
 @contextmanager
@@ -183,7 +197,8 @@ def fan_out(
                 # asked even when there is no place: it may have other things to tell of
                 batch = next(batches, None)
                 more = batch is not None
-                waiting.append(_Try(call, 1) for call in batch or ())
+                if batch:
+                    waiting.append(_Try(call, 1) for call in batch)
             # of a cluster that scales up from nothing one call is worth the asking
             in_flight = max(1, 2 * _slots(need))
             while waiting and len(running) < in_flight:

@@ -21,11 +21,11 @@ from lltopo.rates import Rates
 from lltopo.study import Study, Surface, jump_epochs, kept_epochs, surface_epochs
 
 # in starts of a process, on two idle cores: how long after its beginning
-DRIVER_STARTS = 1.0  # the command line knows its study,
-RAY_STARTS = 2.0  # a Ray of one's own takes tasks,
-TRAIN_STARTS = 3.0  # Ray Train is at its first batch,
+DRIVER_STARTS = 1.5  # the command line knows its study, and in the end Ray stops,
+RAY_STARTS = 2.5  # a Ray of one's own takes tasks,
+TRAIN_STARTS = 3.5  # Ray Train is at its first batch,
 TASK_STARTS = 1.0  # the first tasks of a kind have their workers,
-REPORT_STARTS = 2.0  # and the figures are drawn
+REPORT_STARTS = 2.5  # and the figures are drawn
 # GUDHI and POT take so many times as long as our kernels (jobs/bench_kernels.py)
 VERIFICATION = 300.0
 TASK_SECONDS = 0.003  # that Ray adds to a task

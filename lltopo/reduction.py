@@ -7,9 +7,13 @@ code (``verification.py``); nothing is written where that disagrees.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
+
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from lltopo import tables
 from lltopo.analysis import (
@@ -69,7 +73,7 @@ def series_is_current(out: Place, study: Study, findings: Findings) -> bool:
         and stamp.inputs == series_digests(findings.metadata, analysis)
         and stamp.verified >= min(analysis.verify, len(findings.fields))
         and all(footer(out / f"{name}.parquet") is not None for name in files)
-        and _read_rows(out / "metrics.parquet") == _metrics(out, study, findings.fields)
+        and _read(out / "metrics.parquet", tables.METRICS) == _metrics(out, study, findings.fields)
     )
 
 
@@ -99,20 +103,20 @@ def write_series(
     failures = dict(findings.failures)
     digests = series_digests(findings.metadata, analysis)
     runs = list(dict.fromkeys([*study.runs, *(field.run for field in findings.fields)]))
-    rows = _measured(out, analysis, findings, digests, failures)
-    n_verified, problems = _verify(out, study, rows, findings, made)
-    failed_runs = {field.run for field in failures}
-    for field, reason in failures.items():
-        rows += failed_rows(field, reason, analysis)
-        problems.append(f"{field.run}, {field.split}, epoch {field.epoch}: {reason}")
-    rows = in_study_order(rows, runs)
+    measured = _measured(out, analysis, findings, digests, failures)
+    fields = sorted(findings.metadata.keys() - failures.keys())
+    n_verified, problems = _verify(out, study, fields, measured, made)
+    problems += [f"{f.run}, {f.split}, epoch {f.epoch}: {why}" for f, why in failures.items()]
+    failed = (row for f, why in failures.items() for row in failed_rows(f, why, analysis))
+    series = pa.concat_tables([measured, tables.as_columns(failed, tables.SERIES)])
+    series = in_study_order(series, runs)
     metrics = _metrics(out, study, findings.fields)
-    tables.write_table(out / "metrics.parquet", metrics, tables.METRICS)
-    correlations = correlation_rows(rows, metrics)
+    tables.write_columns(out / "metrics.parquet", metrics, {})
+    correlations = _correlations(series, metrics, runs)
     tables.write_table(out / "correlations.parquet", correlations, tables.CORRELATIONS)
     if analysis.contour:
-        contours = in_study_order(contour_rows(findings.metadata), runs)
-        tables.write_table(out / "contours.parquet", contours, tables.CONTOURS)
+        contours = tables.as_columns(contour_rows(findings.metadata), tables.CONTOURS)
+        tables.write_columns(out / "contours.parquet", in_study_order(contours, runs), {})
     if analysis.distance_matrix:
         ordered = sorted(findings.metadata, key=lambda field: (runs.index(field.run), field))
         metadata = {field: findings.metadata[field] for field in ordered}
@@ -120,9 +124,10 @@ def write_series(
         tables.write_table(out / "distances.parquet", distances, tables.DISTANCES)
         problems += lost
         digests = {} if lost else digests
+    failed_runs = {field.run for field in failures}
     kept = {run: digest for run, digest in digests.items() if run not in failed_runs}
     stamp = {"inputs": json.dumps(kept, sort_keys=True), "verified": str(n_verified)}
-    tables.write_table(out / "series.parquet", rows, tables.SERIES, stamp)
+    tables.write_columns(out / "series.parquet", series, stamp)
     return problems
 
 
@@ -138,8 +143,8 @@ def _stamp(out: Place) -> _Stamp:
     return _Stamp(json.loads(found.get("inputs", "{}")), int(found.get("verified", "0")))
 
 
-def _read_rows(source: Place) -> list[Row] | None:
-    return None if footer(source) is None else read_table(source).to_pylist()
+def _read(source: Place, schema: pa.Schema) -> pa.Table | None:
+    return None if footer(source) is None else read_table(source, schema)
 
 
 def _measured(
@@ -148,37 +153,50 @@ def _measured(
     findings: Findings,
     digests: Mapping[str, str],
     failures: dict[Field, str],
-) -> list[Row]:
-    """The rows of all fields whose diagrams are there; adds to ``failures``."""
+) -> pa.Table:
+    """The series of all fields whose diagrams are there; adds to ``failures``."""
     before = _stamp(out).inputs
-    known = {run for run, digest in digests.items() if before.get(run) == digest}
-    rows = [row for row in _read_rows(out / "series.parquet") or [] if row["run"] in known]
+    known = [run for run, digest in digests.items() if before.get(run) == digest]
     references = reference_epochs(findings.metadata)
-    calls = [
-        Call(field, (out, field, references.get(field.run), analysis))
-        for field in findings.metadata
-        if field.run not in known
-    ]
-    for outcome in fan_out(field_rows, iter([calls])):
-        if outcome.error is None:
-            rows += outcome.value
-        else:
-            failures[outcome.key] = outcome.error
-    return rows
+    fields = [field for field in findings.metadata if field.run not in known]
+
+    def calls(run: str) -> Iterator[Call]:
+        for field in fields:
+            if field.run == run:
+                yield Call(field, (out, field, references.get(run), analysis))
+
+    def rows() -> Iterator[Row]:
+        # a batch for each run, so that the runs take turns
+        batches = (calls(run) for run in dict.fromkeys(field.run for field in fields))
+        for outcome in fan_out(field_rows, batches):
+            if outcome.error is None:
+                yield from outcome.value
+            else:
+                failures[outcome.key] = outcome.error
+
+    new = tables.as_columns(rows(), tables.SERIES)
+    old = _read(out / "series.parquet", tables.SERIES) if known else None
+    return new if old is None else pa.concat_tables([_of_runs(old, known), new])
+
+
+def _of_runs(table: pa.Table, runs: Sequence[str]) -> pa.Table:
+    return table.filter(pc.is_in(table["run"], pa.array(runs, pa.string())))
+
+
+def _correlations(series: pa.Table, metrics: pa.Table, runs: Sequence[str]) -> Iterator[Row]:
+    for run in runs:
+        of_run = [_of_runs(table, [run]).to_pylist() for table in (series, metrics)]
+        yield from correlation_rows(*of_run)
 
 
 def _verify(
-    out: Place, study: Study, rows: list[Row], findings: Findings, made: Mapping[str, Any]
+    out: Place, study: Study, fields: Sequence[Field], series: pa.Table, made: Mapping[str, Any]
 ) -> tuple[int, list[str]]:
     """How many fields other people's code agrees with, and which it could not be asked for."""
     losses = losses_folder(study, out)
-    measured: dict[Field, list[Row]] = {}
-    for row in rows:
-        field = Field(row["run"], row["split"], row["epoch"])
-        measured.setdefault(field, []).append(row)
     calls = [
-        Call(field, (losses, out, field, made[field.split], measured[field]))
-        for field in chosen_fields(sorted(measured), study.analysis.verify)
+        Call(field, (losses, out, field, made[field.split], _rows_of(series, field)))
+        for field in chosen_fields(fields, study.analysis.verify)
     ]
     wrong: list[str] = []
     problems = []
@@ -192,26 +210,35 @@ def _verify(
     return len(calls) - len(problems), problems
 
 
-def _metrics(out: Place, study: Study, fields: Sequence[Field]) -> list[Row]:
-    """The rows of ``metrics.parquet``, in the study's order."""
+def _rows_of(series: pa.Table, field: Field) -> list[Row]:
+    [run, split, epoch] = (pc.equal(series[name], value) for name, value in field._asdict().items())
+    rows: list[Row] = series.filter(pc.and_(run, pc.and_(split, epoch))).to_pylist()
+    return rows
+
+
+def _metrics(out: Place, study: Study, fields: Sequence[Field]) -> pa.Table:
+    """``metrics.parquet``, in the study's order."""
     runs = list(dict.fromkeys([*study.runs, *(field.run for field in fields)]))
-    return in_study_order(_recorded_metrics(out, study, fields), runs)
+    rows = _recorded_metrics(out, study, fields)
+    return in_study_order(tables.as_columns(rows, tables.METRICS), runs)
 
 
 def _recorded_metrics(out: Place, study: Study, fields: Sequence[Field]) -> Iterator[Row]:
     """Rows of the metrics written beside the losses, else made of the loss tables."""
     losses = losses_folder(study, out)
-    beside = losses.parent
-    for run, epoch in dict.fromkeys((field.run, field.epoch) for field in fields):
-        part = metrics_file(beside, run, epoch)
-        found = _read_rows(part)
-        if found is None:
-            splits = [f.split for f in fields if (f.run, f.epoch) == (run, epoch)]
-            readable = [s for s in splits if footer(losses_file(losses, Field(run, s, epoch)))]
+
+    def epoch_of(field: Field) -> tuple[str, int]:
+        return field.run, field.epoch
+
+    for (run, epoch), of_epoch in itertools.groupby(sorted(fields, key=epoch_of), epoch_of):
+        part = _read(metrics_file(losses.parent, run, epoch), tables.METRICS_PART)
+        found = [] if part is None else part.to_pylist()
+        if part is None:
             found = [
                 {"learning_rate": None, "seconds": None}
-                | split_metrics(split, read_losses(losses, Field(run, split, epoch)))
-                for split in readable
+                | split_metrics(field.split, read_losses(losses, field))
+                for field in of_epoch
+                if footer(losses_file(losses, field))
             ]
         for row in found:
             yield {"run": run, "epoch": epoch} | row

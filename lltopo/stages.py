@@ -7,11 +7,11 @@ finished study is found finished without Ray being started.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
-from lltopo.analysis import current_metadata, write_field_diagrams
+from lltopo.analysis import current_metadata, interned, write_field_diagrams
 from lltopo.arrivals import Futures, arriving_fields
 from lltopo.data import load_data
 from lltopo.errors import InputError
@@ -128,7 +128,7 @@ def known_findings(
     for field in findings.fields:
         found = current_metadata(losses, out, field, graphs[field.split].digest)
         if found is not None:
-            metadata[field] = found
+            metadata[field] = interned(found)
     return findings._replace(metadata=metadata)
 
 
@@ -171,14 +171,18 @@ def _with_diagrams(
     metadata, failures = dict(findings.metadata), dict(findings.failures)
     n_fields = len(findings.fields)
     pending = [f for f in findings.fields if f not in metadata and f not in failures]
-    calls = (
-        [Call(field, (losses, out, field, made[field.split], study.analysis)) for field in ready]
-        for ready in arriving_fields(session, pending, futures)
-    )
+
+    def calls(ready: Sequence[Field]) -> Iterator[Call]:
+        for field in ready:
+            yield Call(field, (losses, out, field, made[field.split], study.analysis))
+
+    # a batch for each run, so that the runs take turns
+    arriving = arriving_fields(session, pending, futures)
+    batches = (calls(ready) if ready else () for ready in arriving)
     notify("diagrams", len(metadata), n_fields, "")
-    for outcome in fan_out(write_field_diagrams, calls):
+    for outcome in fan_out(write_field_diagrams, batches):
         if outcome.error is None:
-            metadata[outcome.key] = outcome.value
+            metadata[outcome.key] = interned(outcome.value)
         else:
             failures[outcome.key] = outcome.error
         notify("diagrams", len(metadata) + len(failures), n_fields, "")

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
@@ -101,11 +102,10 @@ CONTOURS = pa.schema(
     ]
 )
 
-
 _FOOTER_BYTES = 2**14
+_ROWS_AT_A_TIME = 4096
 _LOSSES_NAME = re.compile(r"run=([^/]+)/split=([^/]+)/epoch=(\d+)/part-0\.parquet")
 _METRICS_NAME = re.compile(r"epoch=(\d+)/part-0\.parquet")
-
 
 DISTANCES = pa.schema(
     [
@@ -327,9 +327,8 @@ def recorded_digest(losses: Place, field: Field) -> str | None:
 def read_table(source: Place, schema: pa.Schema | None = None) -> pa.Table:
     """Read a whole Parquet file, checking its pages; InputError where it is absent or damaged."""
     try:
-        table = pq.read_table(
-            pa.BufferReader(read_bytes(source)), page_checksum_verification=True, schema=schema
-        )
+        content = pa.BufferReader(read_bytes(source))
+        return pq.read_table(content, page_checksum_verification=True, schema=schema)
     except FileNotFoundError as error:
         raise InputError(f"{source}: is missing. Run the study again.") from error
     except (pa.ArrowException, OSError) as error:
@@ -337,7 +336,6 @@ def read_table(source: Place, schema: pa.Schema | None = None) -> pa.Table:
         raise InputError(
             f"{source}: is damaged: {reason}. Delete it and run the study again."
         ) from error
-    return table
 
 
 def write_table(
@@ -347,7 +345,15 @@ def write_table(
     metadata: Mapping[str, str] | None = None,
 ) -> None:
     """Write rows as one Parquet file, with metadata of ours."""
-    write_columns(target, pa.Table.from_pylist(list(rows), schema=schema), metadata or {})
+    write_columns(target, as_columns(rows, schema), metadata or {})
+
+
+def as_columns(rows: Iterable[Mapping[str, Any]], schema: pa.Schema) -> pa.Table:
+    """Gather rows into a table, a few of them at a time as Python's objects."""
+    left = iter(rows)
+    parts = iter(lambda: list(itertools.islice(left, _ROWS_AT_A_TIME)), [])
+    gathered = (pa.Table.from_pylist(part, schema=schema) for part in parts)
+    return pa.concat_tables([schema.empty_table(), *gathered])
 
 
 def write_columns(target: Place, table: pa.Table, metadata: Mapping[str, str]) -> None:
@@ -375,7 +381,7 @@ def footer(source: Place) -> dict[str, str] | None:
 def _write(target: Place, table: pa.Table, **encoding: Any) -> None:
     buffer = io.BytesIO()
     pq.write_table(
-        table,
+        table.combine_chunks(),  # where a chunk ends, a page would
         buffer,
         compression="zstd",
         write_page_checksum=True,

@@ -40,7 +40,7 @@ _MAX_FAILURES = 3
 _GATHERING = timedelta(minutes=5)
 
 
-class _Unconnected(ray.train.torch.TorchConfig):  # type: ignore[misc]
+class _Unconnected(ray.train.torch.TorchConfig):
     """Workers that know their device and are not connected by Train."""
 
     @property
@@ -201,13 +201,13 @@ def _process_group(worker: Worker) -> Iterator[None]:
     if worker.size == 1:
         yield
         return
-    node = ray.util.get_node_ip_address()
+    node = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
     listener = socket.create_server((node, 0)) if worker.rank == 0 else None
     host, port = broadcast_from_rank_zero(listener and listener.getsockname())
     if host == "127.0.0.1":
         loopback = next(name for _, name in socket.if_nameindex() if name.startswith("lo"))
         os.environ.setdefault("GLOO_SOCKET_IFNAME", loopback)
-    store = dist.TCPStore(
+    store = dist.TCPStore(  # type: ignore[attr-defined]
         host,
         port,
         worker.size,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from lltopo.analysis import (
     field_diagrams,
     field_rows,
     in_study_order,
+    interned,
     read_pairs,
     reference_epochs,
     series_digests,
@@ -111,14 +113,14 @@ def test_the_same_field_makes_the_same_bytes(out: Place) -> None:
 def test_the_contour_tree_is_counted_where_it_is_asked_for(out: Place) -> None:
     fields = [analyzed(out, LOSS, epoch, contour=True) for epoch in (1, 2)]
     metadata = {field: footer(diagram_file(out, field, "join")) for field in fields}
-    rows = contour_rows(metadata)
+    rows = list(contour_rows(metadata))
     assert [(row["run"], row["split"], row["epoch"]) for row in rows] == fields
     for row in rows:
         # a path is its own contour tree
         assert (row["n_maxima"], row["n_minima"], row["n_arcs"]) == (2, 3, 4)
     pa.Table.from_pylist(rows, schema=CONTOURS)
     plain = {FIELD: field_diagrams(LOSS, PATH).metadata}
-    assert contour_rows(plain) == []
+    assert list(contour_rows(plain)) == []
 
 
 # -- what need not be computed again --
@@ -289,17 +291,26 @@ def test_a_runs_series_does_not_hang_on_the_other_runs() -> None:
 
 
 def test_rows_stand_in_the_studys_order() -> None:
-    def row(run: str, split: str, tree: str, epoch: int, order: float) -> dict:
-        return {"run": run, "split": split, "tree": tree, "epoch": epoch, "order": order}
-
+    names = ("run", "split", "tree", "epoch", "order")
     ordered = [
-        row("small", "train", "join", 2, 1.0),
-        row("small", "train", "join", 10, 1.0),
-        row("small", "train", "split", 2, 1.0),
-        row("small", "train", "split", 2, 2.0),
-        row("small", "val", "join", 1, 1.0),
-        row("large", "train", "join", 1, 1.0),
+        ("small", "train", "join", 2, 1.0),
+        ("small", "train", "join", 10, 1.0),
+        ("small", "train", "split", 2, 1.0),
+        ("small", "train", "split", 2, 2.0),
+        ("small", "val", "join", 1, 1.0),
+        ("large", "train", "join", 1, 1.0),
     ]
-    assert in_study_order(reversed(ordered), ["small", "large"]) == ordered
+    rows = [dict(zip(names, row, strict=True)) for row in ordered]
+    found = in_study_order(pa.Table.from_pylist(rows[::-1]), ["small", "large"])
+    assert found.to_pylist() == rows
     bare = [{"run": "a", "split": split, "epoch": 1} for split in ("train", "val")]
-    assert in_study_order(reversed(bare), ["a"]) == bare
+    assert in_study_order(pa.Table.from_pylist(bare[::-1]), ["a"]).to_pylist() == bare
+
+
+def test_metadata_of_many_fields_are_kept_once() -> None:
+    read = [json.loads('{"graph of": "0123 abcd"}') for _ in range(2)]
+    first, second = map(interned, read)
+    assert first == second == read[0]
+    for ours, theirs in zip(*(found.items() for found in (first, second)), strict=True):
+        assert ours[0] is theirs[0]
+        assert ours[1] is theirs[1]

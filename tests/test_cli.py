@@ -85,7 +85,7 @@ def changed(study_file: Path, **sections: Any) -> Path:
 # -- a wrong study --
 
 
-@pytest.mark.parametrize("stage", ["run", "train", "graph", "report", "analyze"])
+@pytest.mark.parametrize("stage", ["run", "train", "graph", "surface", "jump", "report", "analyze"])
 def test_an_unknown_key_is_refused_by_every_command(
     command: Command, study_file: Path, tmp_path: Path, stage: str
 ) -> None:

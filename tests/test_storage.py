@@ -30,6 +30,7 @@ from lltopo.storage import (
     safe_name,
     write_bytes,
 )
+from lltopo.study_files import resolved_study
 from lltopo.tables import footer, read_table, write_table
 
 
@@ -359,6 +360,13 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
         place(uri)
     assert "topsecret" not in str(caught.value)
     assert "environment" in str(caught.value)
+
+
+def test_credentials_in_a_study_are_refused_before_they_are_written() -> None:
+    data = {"source": "losses", "losses": "s3://AKIA:topsecret@bucket/x", "features": {}}
+    with pytest.raises(InputError, match="holds credentials") as caught:
+        resolved_study({"data": data}, "study.yaml")
+    assert "topsecret" not in str(caught.value)
 
 
 def test_a_store_is_opened_with_what_its_uri_says() -> None:

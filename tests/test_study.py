@@ -308,6 +308,7 @@ FREE = [
     {"report.title": "other"},
     {"report.bins": 7},
     {"resources.local_cpus": 7},
+    {"storage.retry_s": 7.0},
     {"analysis.verify": 3},
     {"training.epochs": 9},
     {"runs.third": {"training": {"lr": 1.0}}},
