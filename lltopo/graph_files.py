@@ -97,8 +97,9 @@ def read_graph(source: Place) -> MadeGraph | None:
     """Read a graph; None where the file is absent or damaged."""
     if not exists(source):
         return None
+    content = read_bytes(source)
     try:
-        with np.load(io.BytesIO(read_bytes(source)), allow_pickle=False) as file:
+        with np.load(io.BytesIO(content), allow_pickle=False) as file:
             graph = Graph(file["indptr"], file["indices"])
             made = json.loads(str(file["made"]))
     except (ValueError, KeyError, OSError, EOFError, zipfile.BadZipFile, zlib.error):
