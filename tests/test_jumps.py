@@ -327,6 +327,7 @@ def test_too_few_points_are_refused(tmp_path: Path) -> None:
 # -- and under Ray --
 
 
+@pytest.mark.cluster
 def test_a_killed_worker_costs_only_the_epoch_at_work(tmp_path: Path) -> None:
     raw = tiny_raw(tmp_path)
     raw["training"] |= {"epochs": 1}

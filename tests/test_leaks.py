@@ -90,6 +90,7 @@ def assert_listens_on_the_loopback(watched: Watched) -> None:
     assert {where: name for where, name in listeners if where[0] not in LOOPBACK} == {}
 
 
+@pytest.mark.cluster
 def test_study_listens_on_the_loopback_alone_and_leaves_nothing(
     tmp_path: Path, temporary: Path
 ) -> None:

@@ -280,6 +280,7 @@ def test_a_full_disk_ends_in_one_line_and_no_partial_file(tmp_path: Path, study:
 # -- secrets --
 
 
+@pytest.mark.cluster
 def test_a_study_in_a_store_keeps_the_secrets_of_its_environment(
     root: Place, proxy: FlakyProxy, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

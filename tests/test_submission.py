@@ -597,6 +597,7 @@ def readme_job(
     return started(cluster, [*words, *overrides(TINY)], folder), folder
 
 
+@pytest.mark.cluster
 @pytest.mark.usefixtures("readme_job")
 def test_job_is_left_found_again_stopped_and_resumed(
     cluster: Cluster, results: str, tmp_path: Path
@@ -635,6 +636,7 @@ def test_job_is_left_found_again_stopped_and_resumed(
     assert exists(place(f"{results}/gated") / "report.html")
 
 
+@pytest.mark.cluster
 def test_ray_job_submit_as_the_readme_has_it(
     readme_job: tuple[subprocess.Popen[bytes], Path], cluster: Cluster, results: str
 ) -> None:
@@ -645,6 +647,7 @@ def test_ray_job_submit_as_the_readme_has_it(
     assert ended(cluster, ["lltopo", "status", job], folder).startswith(f"{job}: succeeded\n")
 
 
+@pytest.mark.cluster
 def test_failing_study_gives_its_own_exit_status(
     cluster: Cluster, results: str, tmp_path: Path
 ) -> None:
@@ -657,6 +660,7 @@ def test_failing_study_gives_its_own_exit_status(
     assert ended(cluster, ["lltopo", "logs", job], tmp_path) in printed
 
 
+@pytest.mark.cluster
 def test_no_secret_is_in_any_log(cluster: Cluster) -> None:
     logs = [path for path in cluster.logs.rglob("*") if path.is_file()]
     # the jobs above have run, on nodes whose environment holds the store's credentials

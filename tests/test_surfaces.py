@@ -390,6 +390,7 @@ def test_the_middle_of_the_grid_is_the_network_itself(tmp_path: Path) -> None:
             np.testing.assert_allclose(np.diff(plan.axis), 1.4 / (points - 1))
 
 
+@pytest.mark.cluster
 def test_a_killed_driver_costs_only_unfinished_rows(
     trained: Path, tmp_path: Path, fanned: Any
 ) -> None:
