@@ -220,6 +220,8 @@ def correlation_plates(results: Results) -> Iterator[Plate]:
             f"Rank correlation (Spearman) of each series on {SPLIT_NAMES[split]} with loss, "
             "accuracy and their gaps; join: maxima, split: minima."
         )
+        if len(shown) < len(results.runs):
+            caption += " Of runs that differ in their seed alone the first is shown."
         yield Plate("", f"correlations-{split}", caption, figure)
 
 
