@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -99,6 +100,25 @@ def test_model_that_does_not_fit_ends_with_status_2(tmp_path: Path) -> None:
     printed = run(["train", str(path), "--out", str(tmp_path / "out")], log, status=2)
     assert "model: convnet does not fit" in printed
     assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("n_cpus", [1, 2])
+def test_runs_train_side_by_side_where_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_cpus: int
+) -> None:
+    meeting = threading.Barrier(2)
+
+    def fit(*_: Any) -> None:
+        meeting.wait(timeout=20 if n_cpus == 2 else 1)
+
+    monkeypatch.setattr(training, "_fit", fit)
+    monkeypatch.setattr(training, "cluster_total", {"CPU": n_cpus, "GPU": 0.0}.__getitem__)
+    runs = {name: {"training": {"workers": 1}} for name in "ab"}
+    study = resolved_study({**STUDY, "runs": runs}, "test")
+    with training.training_runs(study, place(tmp_path), [*runs], place(tmp_path)) as futures:
+        met = [future.exception() is None for future in futures.values()]
+    # one that waits in vain for the other gives up
+    assert met == [n_cpus == 2] * 2
 
 
 # -- what a worker takes of the cluster --
