@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -172,13 +172,25 @@ def _write_and_rename(final: Path, content: bytes) -> None:
 
 
 def _put(target: Place, content: bytes) -> None:
-    def put() -> None:
-        with target.filesystem.open_output_stream(target.path) as stream:
-            stream.write(content)
+    faults: list[BaseException] = []
 
-    # signals interrupt the main thread alone
-    with ThreadPoolExecutor(1, thread_name_prefix="put") as other:
-        other.submit(put).result()
+    def put() -> None:
+        try:
+            with target.filesystem.open_output_stream(target.path) as stream:
+                stream.write(content)
+        except BaseException as fault:
+            faults.append(fault)
+
+    # signals interrupt the main thread alone, wherever it waits: it ends after the other
+    other = threading.Thread(target=put, name="put")
+    try:
+        other.start()
+        other.join()
+    finally:
+        if other.is_alive():
+            other.join()
+    if faults:
+        raise faults[0]
 
 
 def open_file(source: Place) -> NativeFile:
