@@ -12,7 +12,7 @@ import html
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from importlib.resources import files
 from typing import NamedTuple
 
@@ -207,7 +207,7 @@ def _diagrams(results: Results, split: Split, tree: Tree, shown: list[int]) -> D
 
 
 def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
-    """The figures by kind, in the thesis's order; a kind that the study lacks is left out."""
+    """The figures by kind, in the thesis's order; an optional kind that has none is left out."""
     yield Section(
         "training",
         "Loss and accuracy",
@@ -230,64 +230,10 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
         "How far each epoch's diagram still is from the last one of the same run.",
         tuple(map(_image, plates.distance_plates(results))),
     )
-    shortcuts = tuple(map(_image, plates.shortcut_plates(results)))
-    if shortcuts:
-        yield Section(
-            "shortcuts",
-            "With and without skip connections",
-            "Whether the topology of the losses tells the two apart; claim 5 has the verdict.",
-            shortcuts,
-        )
-    matrices = tuple(map(_image, trajectories.matrix_plates(results)))
-    if matrices:
-        yield Section(
-            "matrix",
-            "Distances between all epochs",
-            "How each run moves through the space of diagrams.",
-            matrices,
-        )
-    contour = tuple(map(_image, plates.contour_plates(results)))
-    if contour:
-        yield Section("contour", "Contour tree", "Joins and splits in one tree.", contour)
-    surfaces = tuple(map(_image, surface_plates.surface_plates(results)))
-    if surfaces:
-        yield Section(
-            "surfaces",
-            "Loss surfaces",
-            "The loss on planes through the trained weights, along filter-normalised random "
-            "directions (Li et al. 2018): what is usually shown of a loss landscape.",
-            surfaces,
-        )
-    ranges = tuple(map(_image, surface_plates.range_plates(results)))
-    if ranges:
-        yield Section(
-            "neighbourhood",
-            "Losses in the neighbourhood of the optimum",
-            "All points of the planes through the weights of each epoch.",
-            ranges,
-        )
-    comparison = tuple(map(_image, surface_plates.comparison_plates(results)))
-    if comparison:
-        yield Section(
-            "comparison",
-            "Samples against planes",
-            "Which of the two tells the runs apart (the thesis’s section 7.4): the distance "
-            "between their persistence diagrams, over the distance that chance alone makes. Runs "
-            "that differ in their training seed alone are one group.",
-            comparison,
-        )
-    jumps = tuple(map(_image, jump_plates.jump_plates(results)))
-    if jumps:
-        yield Section(
-            "jump",
-            "Jump and retrain",
-            "Jumps away from each run’s weights in random directions, and retraining from there "
-            "(Horoi et al. 2022). The loss is a field on the nearest-neighbour graph of the "
-            "points’ diffusion potentials; less persistence and entropy of its sublevel sets: a "
-            "simpler shape. Trajectories that retraining does not lead together are components of "
-            "their own, an essential class each: how they lie to one another has no meaning then.",
-            jumps,
-        )
+    for anchor, title, text, drawn in _OPTIONAL:
+        images = tuple(map(_image, drawn(results)))
+        if images:
+            yield Section(anchor, title, text, images)
     yield Section(
         "correlations",
         "Correlations",
@@ -295,6 +241,55 @@ def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:
         "differences say whether the two also move together from epoch to epoch.",
         tuple(map(_image, plates.correlation_plates(results))),
     )
+
+
+_OPTIONAL: tuple[tuple[str, str, str, Callable[[Results], Iterator[Plate]]], ...] = (
+    (
+        "shortcuts",
+        "With and without skip connections",
+        "Whether the topology of the losses tells the two apart; claim 5 has the verdict.",
+        plates.shortcut_plates,
+    ),
+    (
+        "matrix",
+        "Distances between all epochs",
+        "How each run moves through the space of diagrams.",
+        trajectories.matrix_plates,
+    ),
+    ("contour", "Contour tree", "Joins and splits in one tree.", plates.contour_plates),
+    (
+        "surfaces",
+        "Loss surfaces",
+        "The loss on planes through the trained weights, along filter-normalised random "
+        "directions (Li et al. 2018): what is usually shown of a loss landscape.",
+        surface_plates.surface_plates,
+    ),
+    (
+        "neighbourhood",
+        "Losses in the neighbourhood of the optimum",
+        "All points of the planes through the weights of each epoch.",
+        surface_plates.range_plates,
+    ),
+    (
+        "comparison",
+        "Samples against planes",
+        "Which of the two tells the runs apart (the thesis’s section 7.4): the distance "
+        "between their persistence diagrams, over the distance that chance alone makes. Runs "
+        "that differ in their training seed alone are one group.",
+        surface_plates.comparison_plates,
+    ),
+    (
+        "jump",
+        "Jump and retrain",
+        "Jumps away from each run’s weights in random directions, and retraining from there "
+        "(Horoi et al. 2022). The loss is a field on the nearest-neighbour graph of the "
+        "points’ diffusion potentials; less persistence and entropy of its sublevel sets: a "
+        "simpler shape. Trajectories that retraining does not lead together are components of "
+        "their own, an essential class each: how they lie to one another has no meaning then.",
+        jump_plates.jump_plates,
+    ),
+)
+"""Anchor, title and text of the sections that not every study has, and what draws them."""
 
 
 def _heatmap_text(results: Results) -> str:
