@@ -28,11 +28,11 @@ from lltopo.diagrams import (
 from lltopo.distances import wasserstein_distance
 from lltopo.errors import InputError
 from lltopo.graph_files import MadeGraph
+from lltopo.schemas import DIAGRAM
 from lltopo.sections import SPLITS
 from lltopo.storage import Place
 from lltopo.study import Analysis
 from lltopo.tables import (
-    DIAGRAM,
     TREES,
     Field,
     Tree,

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import ray
 
 _POLL_SECONDS = 0.2
+_LOOK_SECONDS = 1.0  # between looks at the size of the cluster, each as dear as a small task
 _TRIES = 3
 _FOLDER = "lltopo-ray-"
 _LONGEST_FOLDER = 30
@@ -193,6 +194,7 @@ def fan_out(
     running: dict[Any, _Try] = {}
     waiting: deque[Iterator[_Try]] = deque()
     more = True
+    next_look = 0.0
     try:
         while more or waiting or running:
             if more:
@@ -201,8 +203,10 @@ def fan_out(
                 more = batch is not None
                 if batch:
                     waiting.append(_Try(call, 1) for call in batch)
-            # of a cluster that scales up from nothing one call is worth the asking
-            in_flight = max(1, 2 * _slots(need))
+            if time.monotonic() >= next_look:
+                # of a cluster that scales up from nothing one call is worth the asking
+                in_flight = max(1, 2 * _slots(need))
+                next_look = time.monotonic() + _LOOK_SECONDS
             while waiting and len(running) < in_flight:
                 first = next(waiting[0], None)
                 if first is None:

@@ -19,9 +19,10 @@ from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from lltopo.errors import InputError
+from lltopo.schemas import JUMP_POINTS
 from lltopo.storage import Place, files_below, open_file, write_bytes
 from lltopo.study import Study
-from lltopo.tables import JUMP_POINTS, footer, read_table, write_table
+from lltopo.tables import footer, read_table, write_table
 
 Row = dict[str, Any]
 

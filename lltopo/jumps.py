@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from lltopo import tables
+from lltopo import schemas, tables
 from lltopo.diagrams import total_persistence
 from lltopo.errors import InputError
 from lltopo.fanout import Call, fan_out, temporary_folder
@@ -234,9 +234,9 @@ def _with_tables(
         notify("jump topology", len(results) + len(problems), len(calls), "runs")
     ordered = [results[run] for run in runs if run in results]
     for name, schema, part in (
-        ("jump_diagrams", tables.JUMP_DIAGRAMS, "diagrams"),
-        ("jump_summary", tables.JUMP_SUMMARY, "summary"),
-        ("jump", tables.JUMP, "points"),
+        ("jump_diagrams", schemas.JUMP_DIAGRAMS, "diagrams"),
+        ("jump_summary", schemas.JUMP_SUMMARY, "summary"),
+        ("jump", schemas.JUMP, "points"),
     ):
         rows = [row for topology in ordered for row in getattr(topology, part)]
         content = [{column: row[column] for column in schema.names} for row in rows]

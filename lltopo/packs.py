@@ -21,12 +21,11 @@ from numpy.typing import NDArray
 
 from lltopo.errors import InputError
 from lltopo.progress import Notify
+from lltopo.schemas import LOSSES, METRICS_PART
 from lltopo.sections import SPLITS
 from lltopo.storage import Place, files_below, read_bytes, write_bytes
 from lltopo.study import Study, run_digest
 from lltopo.tables import (
-    LOSSES,
-    METRICS_PART,
     Field,
     LossTable,
     complete_epochs,

@@ -14,10 +14,10 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lltopo.errors import InputError
+from lltopo.schemas import METRICS_PART
 from lltopo.sections import SPLITS
 from lltopo.storage import Place, place, safe_name
 from lltopo.tables import (
-    METRICS_PART,
     Field,
     LossTable,
     footer,

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lltopo import tables
+from lltopo import schemas, tables
 from lltopo.analysis import (
     Row,
     contour_rows,
@@ -73,7 +73,7 @@ def series_is_current(out: Place, study: Study, findings: Findings) -> bool:
         and stamp.inputs == series_digests(findings.metadata, analysis)
         and stamp.verified >= min(analysis.verify, len(findings.fields))
         and all(footer(out / f"{name}.parquet") is not None for name in files)
-        and _read(out / "metrics.parquet", tables.METRICS) == _metrics(out, study, findings.fields)
+        and _read(out / "metrics.parquet", schemas.METRICS) == _metrics(out, study, findings.fields)
     )
 
 
@@ -108,20 +108,20 @@ def write_series(
     n_verified, problems = _verify(out, study, fields, measured, made)
     problems += [f"{f.run}, {f.split}, epoch {f.epoch}: {why}" for f, why in failures.items()]
     failed = (row for f, why in failures.items() for row in failed_rows(f, why, analysis))
-    series = pa.concat_tables([measured, tables.as_columns(failed, tables.SERIES)])
+    series = pa.concat_tables([measured, tables.as_columns(failed, schemas.SERIES)])
     series = in_study_order(series, runs)
     metrics = _metrics(out, study, findings.fields)
     tables.write_columns(out / "metrics.parquet", metrics, {})
     correlations = _correlations(series, metrics, runs)
-    tables.write_table(out / "correlations.parquet", correlations, tables.CORRELATIONS)
+    tables.write_table(out / "correlations.parquet", correlations, schemas.CORRELATIONS)
     if analysis.contour:
-        contours = tables.as_columns(contour_rows(findings.metadata), tables.CONTOURS)
+        contours = tables.as_columns(contour_rows(findings.metadata), schemas.CONTOURS)
         tables.write_columns(out / "contours.parquet", in_study_order(contours, runs), {})
     if analysis.distance_matrix:
         ordered = sorted(findings.metadata, key=lambda field: (runs.index(field.run), field))
         metadata = {field: findings.metadata[field] for field in ordered}
         distances, lost = distance_rows(out, metadata, analysis)
-        tables.write_table(out / "distances.parquet", distances, tables.DISTANCES)
+        tables.write_table(out / "distances.parquet", distances, schemas.DISTANCES)
         problems += lost
         digests = {} if lost else digests
     failed_runs = {field.run for field in failures}
@@ -174,8 +174,8 @@ def _measured(
             else:
                 failures[outcome.key] = outcome.error
 
-    new = tables.as_columns(rows(), tables.SERIES)
-    old = _read(out / "series.parquet", tables.SERIES) if known else None
+    new = tables.as_columns(rows(), schemas.SERIES)
+    old = _read(out / "series.parquet", schemas.SERIES) if known else None
     return new if old is None else pa.concat_tables([_of_runs(old, known), new])
 
 
@@ -220,7 +220,7 @@ def _metrics(out: Place, study: Study, fields: Sequence[Field]) -> pa.Table:
     """``metrics.parquet``, in the study's order."""
     runs = list(dict.fromkeys([*study.runs, *(field.run for field in fields)]))
     rows = _recorded_metrics(out, study, fields)
-    return in_study_order(tables.as_columns(rows, tables.METRICS), runs)
+    return in_study_order(tables.as_columns(rows, schemas.METRICS), runs)
 
 
 def _recorded_metrics(out: Place, study: Study, fields: Sequence[Field]) -> Iterator[Row]:
@@ -231,7 +231,7 @@ def _recorded_metrics(out: Place, study: Study, fields: Sequence[Field]) -> Iter
         return field.run, field.epoch
 
     for (run, epoch), of_epoch in itertools.groupby(sorted(fields, key=epoch_of), epoch_of):
-        part = _read(metrics_file(losses.parent, run, epoch), tables.METRICS_PART)
+        part = _read(metrics_file(losses.parent, run, epoch), schemas.METRICS_PART)
         found = [] if part is None else part.to_pylist()
         if part is None:
             found = [

@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from lltopo import tables
+from lltopo import schemas, tables
 from lltopo.diagrams import PersistencePairs, diagram_of
 from lltopo.errors import InputError
 from lltopo.sections import Split
@@ -76,7 +76,7 @@ def read_results(study: Study, out: Place) -> Results:
     InputError
         Where a table is absent or damaged, or the series is empty.
     """
-    series = tables.read_table(out / "series.parquet", tables.SERIES).to_pylist()
+    series = tables.read_table(out / "series.parquet", schemas.SERIES).to_pylist()
     if not series:
         raise InputError(
             f"{out / 'series.parquet'}: is empty: expected a row for each epoch, got none. "
@@ -88,17 +88,17 @@ def read_results(study: Study, out: Place) -> Results:
         out=out,
         runs=(*(run for run in study.runs if run in found), *sorted(found - study.runs.keys())),
         series=series,
-        metrics=tables.read_table(out / "metrics.parquet", tables.METRICS).to_pylist(),
+        metrics=tables.read_table(out / "metrics.parquet", schemas.METRICS).to_pylist(),
         correlations=tables.read_table(
-            out / "correlations.parquet", tables.CORRELATIONS
+            out / "correlations.parquet", schemas.CORRELATIONS
         ).to_pylist(),
-        contours=_optional_rows(out / "contours.parquet", tables.CONTOURS),
-        distances=_optional_rows(out / "distances.parquet", tables.DISTANCES),
-        surfaces=_optional_rows(out / "surfaces.parquet", tables.SURFACES),
-        comparison=_optional_rows(out / "comparison.parquet", tables.COMPARISON),
-        jumps=_optional_rows(out / "jump.parquet", tables.JUMP),
-        jump_diagrams=_optional_rows(out / "jump_diagrams.parquet", tables.JUMP_DIAGRAMS),
-        jump_summary=_optional_rows(out / "jump_summary.parquet", tables.JUMP_SUMMARY),
+        contours=_optional_rows(out / "contours.parquet", schemas.CONTOURS),
+        distances=_optional_rows(out / "distances.parquet", schemas.DISTANCES),
+        surfaces=_optional_rows(out / "surfaces.parquet", schemas.SURFACES),
+        comparison=_optional_rows(out / "comparison.parquet", schemas.COMPARISON),
+        jumps=_optional_rows(out / "jump.parquet", schemas.JUMP),
+        jump_diagrams=_optional_rows(out / "jump_diagrams.parquet", schemas.JUMP_DIAGRAMS),
+        jump_summary=_optional_rows(out / "jump_summary.parquet", schemas.JUMP_SUMMARY),
     )
 
 
@@ -117,8 +117,8 @@ def read_diagram(
     if rows[0]["status"] != "ok":
         return f"{rows[0]['status']}: {rows[0]['reason'] or 'no reason given'}"
     field = tables.Field(run, split, epoch)
-    columns = tables.read_table(tables.diagram_file(results.out, field, tree), tables.DIAGRAM)
-    pairs = PersistencePairs(*(columns[name].to_numpy() for name in tables.DIAGRAM.names))
+    columns = tables.read_table(tables.diagram_file(results.out, field, tree), schemas.DIAGRAM)
+    pairs = PersistencePairs(*(columns[name].to_numpy() for name in schemas.DIAGRAM.names))
     return diagram_of(pairs, results.study.analysis.essential, tree)
 
 

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from lltopo.analysis import read_points
 from lltopo.distances import wasserstein_distance
 from lltopo.fanout import Call, fan_out
+from lltopo.schemas import COMPARISON
 from lltopo.sections import SPLITS, Split
 from lltopo.seeds import groups_by_settings
 from lltopo.session import Session, study_session
@@ -28,7 +29,7 @@ from lltopo.storage import Place
 from lltopo.study import Analysis, Study
 from lltopo.surface_files import PlaneKey, file_digest, read_surface, surface_file
 from lltopo.surface_topology import surface_diagrams
-from lltopo.tables import COMPARISON, TREES, Field, Tree, diagram_file, footer, write_table
+from lltopo.tables import TREES, Field, Tree, diagram_file, footer, write_table
 
 Row = dict[str, Any]
 Domain = Literal["samples", "surfaces"]

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from lltopo.diagrams import total_persistence
+from lltopo.schemas import SURFACES
 from lltopo.storage import Place
 from lltopo.surface_files import (
     Grid,
@@ -22,7 +23,7 @@ from lltopo.surface_files import (
     surface_file,
 )
 from lltopo.surface_topology import surface_diagrams
-from lltopo.tables import SURFACES, footer, write_table
+from lltopo.tables import footer, write_table
 
 Row = dict[str, Any]
 

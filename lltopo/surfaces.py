@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lltopo import tables
+from lltopo import schemas, tables
 from lltopo.checkpoints import Checkpoint, checkpoint_file, read_checkpoint
 from lltopo.data import DataSet, Samples, load_data
 from lltopo.errors import InputError
@@ -169,7 +169,7 @@ def write_row(plan: PlannedSurface, row: int, run: Run, data: DataSet) -> None:
     ]
     sizes = {f"n_{split}": str(len(data.split(split).y)) for split in SPLITS}
     metadata = {**plan.made_of, "cosine": repr(cosine), **sizes}
-    tables.write_table(_row_file(plan, row), content, tables.SURFACE_ROW, metadata)
+    tables.write_table(_row_file(plan, row), content, schemas.SURFACE_ROW, metadata)
 
 
 def gather_rows(plan: PlannedSurface) -> None:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 import pyarrow as pa
 
-from lltopo import tables
+from lltopo import schemas, tables
 from lltopo.sections import SPLITS
 from lltopo.storage import Place, place
 from lltopo.study import Study
@@ -51,7 +51,7 @@ def planted_study(plan: Plan, folder: Path) -> tuple[Study, Place]:
     series = [
         row for run in plan.rates for split in SPLITS for row in _series(plan, out, run, split)
     ]
-    tables.write_table(out / "series.parquet", series, tables.SERIES)
+    tables.write_table(out / "series.parquet", series, schemas.SERIES)
     metrics = [
         {
             "run": run,
@@ -66,7 +66,7 @@ def planted_study(plan: Plan, folder: Path) -> tuple[Study, Place]:
         for epoch in plan.epochs
         for split in SPLITS
     ]
-    tables.write_table(out / "metrics.parquet", metrics, tables.METRICS)
+    tables.write_table(out / "metrics.parquet", metrics, schemas.METRICS)
     correlations = [
         {
             "run": run,
@@ -87,7 +87,7 @@ def planted_study(plan: Plan, folder: Path) -> tuple[Study, Place]:
         for differenced in (False, True)
         for rho in [plan.correlation(run, split, tree, differenced)]
     ]
-    tables.write_table(out / "correlations.parquet", correlations, tables.CORRELATIONS)
+    tables.write_table(out / "correlations.parquet", correlations, schemas.CORRELATIONS)
     return _study(plan), out
 
 
@@ -99,7 +99,7 @@ def _series(plan: Plan, out: Place, run: str, split: str) -> list[dict]:
             points = _diagram(plan, run, split, tree, epoch, ok=status == "ok")
             persistence = np.abs(points["birth"] - points["death"])
             field = tables.Field(run, split, epoch)
-            table = pa.table(points, schema=tables.DIAGRAM)
+            table = pa.table(points, schema=schemas.DIAGRAM)
             tables.write_columns(tables.diagram_file(out, field, tree), table, {})
             for order in plan.order:
                 ok = status == "ok"

@@ -27,9 +27,10 @@ from lltopo.analysis import (
 from lltopo.errors import InputError
 from lltopo.graph import Graph
 from lltopo.graph_files import MadeGraph
+from lltopo.schemas import CONTOURS, SERIES
 from lltopo.storage import Place, place
 from lltopo.study import Analysis
-from lltopo.tables import CONTOURS, SERIES, Field, LossTable, diagram_file, footer, write_losses
+from lltopo.tables import Field, LossTable, diagram_file, footer, write_losses
 
 # a path of five vertices: minima at 0, 2 and 4, maxima at 1 and 3
 PATH = MadeGraph(Graph.from_edges(5, np.array([[0, 1], [1, 2], [2, 3], [3, 4]])), {}, "path")

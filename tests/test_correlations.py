@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from lltopo.correlations import TARGETS, correlation_rows, pearson, spearman
-from lltopo.tables import CORRELATIONS
+from lltopo.schemas import CORRELATIONS
 
 EPOCHS = range(12)
 REFERENCE = 11

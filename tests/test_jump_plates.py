@@ -12,7 +12,7 @@ from numpy.testing import assert_array_equal
 from pages import Elements
 from planted import Plan, planted_study
 
-from lltopo import report, tables
+from lltopo import report, schemas, tables
 from lltopo.figures import COLOURS, MARKERS, new_figure
 from lltopo.jump_plates import jump_plates, plot_classes, plot_embedding
 from lltopo.report import inputs_digest, write_report
@@ -79,9 +79,9 @@ def summary_rows(run: str) -> list[Row]:
 
 def write_jumps(out: Place, runs: tuple[str, ...] = RUNS) -> None:
     for name, schema, rows in (
-        ("jump", tables.JUMP, jump_rows),
-        ("jump_diagrams", tables.JUMP_DIAGRAMS, diagram_rows),
-        ("jump_summary", tables.JUMP_SUMMARY, summary_rows),
+        ("jump", schemas.JUMP, jump_rows),
+        ("jump_diagrams", schemas.JUMP_DIAGRAMS, diagram_rows),
+        ("jump_summary", schemas.JUMP_SUMMARY, summary_rows),
     ):
         content = [row for run in runs for row in rows(run)]
         tables.write_table(out / f"{name}.parquet", content, schema)

@@ -36,11 +36,12 @@ from lltopo.jump_files import (
 from lltopo.jumps import check_jump, make_jumps, run_topology
 from lltopo.loop import train_run
 from lltopo.opening import open_results
+from lltopo.schemas import JUMP, JUMP_DIAGRAMS, JUMP_SUMMARY
 from lltopo.session import Session
 from lltopo.storage import Place, place
 from lltopo.study import Study
 from lltopo.study_files import read_study, resolved_study
-from lltopo.tables import JUMP, JUMP_DIAGRAMS, JUMP_SUMMARY, read_table
+from lltopo.tables import read_table
 
 EPOCHS, JUMPS, K = 15, 4, 4
 TABLES = ("jump", "jump_diagrams", "jump_summary")

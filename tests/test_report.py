@@ -24,7 +24,7 @@ from pages import Elements, report_of, state
 from planted import Plan, planted_study
 from pyarrow import fs as pafs
 
-from lltopo import report, tables
+from lltopo import report, schemas, tables
 from lltopo.errors import InputError
 from lltopo.report import inputs_digest, write_report
 from lltopo.results import read_results
@@ -299,7 +299,7 @@ def test_other_timings_are_no_other_results(small):
     study, out = planted_study(SMALL, small.folder)
     rows = tables.read_table(out / "metrics.parquet").to_pylist()
     tables.write_table(
-        out / "metrics.parquet", [row | {"seconds": 99.0} for row in rows], tables.METRICS
+        out / "metrics.parquet", [row | {"seconds": 99.0} for row in rows], schemas.METRICS
     )
     before = state(small.folder)
     write_report(study, out)
@@ -417,7 +417,7 @@ def test_contour_tree_is_shown_where_it_was_made(undrawn, tmp_path):
         for split in SPLITS
         for epoch in SMALL.epochs
     ]
-    tables.write_table(out / "contours.parquet", rows, tables.CONTOURS)
+    tables.write_table(out / "contours.parquet", rows, schemas.CONTOURS)
     page = Path(write_report(study, out).path).read_text(encoding="utf-8")
     assert {"contour", "figure-contour-train", "figure-contour-val"} <= {
         one.attributes.get("id") for one in Elements(page).found

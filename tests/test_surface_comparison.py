@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from lltopo import surface_comparison, tables
+from lltopo import schemas, surface_comparison, tables
 from lltopo.distances import wasserstein_distance
 from lltopo.fanout import Outcome
 from lltopo.session import Session
@@ -62,7 +62,7 @@ def planted(folder: Path, study: Any) -> tuple[Session, list[PlaneKey]]:
         birth, death = sample_diagram(run, split, tree).T
         content = [birth, death, *[np.zeros(len(birth), np.int32)] * 2, np.zeros(len(birth), bool)]
         target = tables.diagram_file(out, tables.Field(run, split, 3), tree)
-        table = pa.table(content, schema=tables.DIAGRAM)
+        table = pa.table(content, schema=schemas.DIAGRAM)
         tables.write_columns(target, table, {"status": "ok", "losses": run, "graph": split})
     return Session(study, out, lambda *_: None), keys
 
@@ -182,7 +182,7 @@ def test_a_diverged_run_says_why(tmp_path: Path) -> None:
     session, keys = planted(tmp_path, a_study())
     for tree in tables.TREES:
         target = tables.diagram_file(session.out, tables.Field("small-1", "val", 3), tree)
-        table = tables.read_table(target, tables.DIAGRAM).slice(0, 0)
+        table = tables.read_table(target, schemas.DIAGRAM).slice(0, 0)
         tables.write_columns(target, table, {"status": "diverged", "reason": "all is lost"})
     reasons = {
         (row["split"], row["reason"])

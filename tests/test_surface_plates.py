@@ -14,7 +14,7 @@ from pages import Elements
 from PIL import Image
 from planted import Plan, planted_study
 
-from lltopo import report, tables
+from lltopo import report, schemas, tables
 from lltopo.figures import COLOURS, new_figure, png_bytes
 from lltopo.report import inputs_digest, write_report
 from lltopo.results import Results, read_results
@@ -56,7 +56,7 @@ def with_surfaces(folder: Path, *, epochs: tuple[int, ...] = (4, 8, 12)) -> Resu
         surface = Surface(AXIS, AXIS, loss, accuracy)
         write_surface(surface_file(out, key), surface, {"cosine": 0.01 * key.seed})
     write_surface_table(out, keys)
-    tables.write_table(out / "comparison.parquet", comparison(), tables.COMPARISON)
+    tables.write_table(out / "comparison.parquet", comparison(), schemas.COMPARISON)
     return read_results(study, out)
 
 

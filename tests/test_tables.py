@@ -13,11 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 
 from lltopo.errors import InputError
+from lltopo.schemas import DIAGRAM, LOSSES, METRICS_PART
 from lltopo.storage import Place, place
 from lltopo.tables import (
-    DIAGRAM,
-    LOSSES,
-    METRICS_PART,
     TREES,
     Field,
     LossTable,
