@@ -6,13 +6,14 @@ value or the reason why there is none.
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import shutil
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -22,6 +23,8 @@ import ray
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the size of the cluster, each as dear as a small task
 _TRIES = 3
+_TASK_SECONDS = 0.1
+_MOST_TOGETHER = 64
 _FOLDER = "lltopo-ray-"
 _LONGEST_FOLDER = 30
 
@@ -184,16 +187,19 @@ def fan_out(
 
     Notes
     -----
-    At most twice the calls that fit into the cluster are submitted and not yet ended. A call that
-    fails, by an error or because its worker, node or outcome is lost, is tried three times, and
-    then ends alone.
+    Short calls of a batch go as one task, as many as have lately taken a tenth of a second: a
+    task costs some milliseconds. At most twice the tasks that fit into the cluster are submitted
+    and not yet ended. A call that fails, by an error or because its worker, node or outcome is
+    lost, is tried three times, the later ones alone, and then ends alone.
     """
     cpus = 0.0 if need.gpus else need.cpus
     # Ray itself would try again for ever where memory ran out
-    task = ray.remote(function).options(num_cpus=cpus, num_gpus=need.gpus, max_retries=0)
-    running: dict[Any, _Try] = {}
+    options = {"num_cpus": cpus, "num_gpus": need.gpus, "max_retries": 0}
+    task = ray.remote(_in_turn(function)).options(name=function.__name__, **options)
+    running: dict[Any, list[_Try]] = {}
     waiting: deque[Iterator[_Try]] = deque()
     more = True
+    n_together = 1
     next_look = 0.0
     try:
         while more or waiting or running:
@@ -208,17 +214,19 @@ def fan_out(
                 in_flight = max(1, 2 * _slots(need))
                 next_look = time.monotonic() + _LOOK_SECONDS
             while waiting and len(running) < in_flight:
-                first = next(waiting[0], None)
-                if first is None:
+                drawn = list(itertools.islice(waiting[0], n_together))
+                if not drawn:
                     waiting.popleft()
                     continue
                 waiting.rotate(-1)
-                running[task.remote(*first.call.arguments)] = first
-            for tried, outcome in _ended(running):
-                if outcome.error is None or tried.number == _TRIES:
-                    yield outcome
-                else:
-                    waiting.append(iter([tried._replace(number=tried.number + 1)]))
+                running[task.remote(*_flat(drawn))] = drawn
+            for tries, done in _ended(running):
+                n_together = done.n_together or n_together
+                for tried, (value, error) in zip(tries, done.results, strict=True):
+                    if error is None or tried.number == _TRIES:
+                        yield Outcome(tried.call.key, value, error)
+                    else:
+                        waiting.append(iter([tried._replace(number=tried.number + 1)]))
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -231,6 +239,40 @@ class _Try(NamedTuple):
     number: int
 
 
+class _Done(NamedTuple):
+    """What a task's calls gave, a value or an error each, and how many to put into the next.
+
+    None where the task was lost, which tells nothing of how long its calls take.
+    """
+
+    results: list[tuple[Any, str | None]]
+    n_together: int | None
+
+
+def _flat(tries: Sequence[_Try]) -> list[Any]:
+    """How many arguments each call has, then all of them: Ray looks for shared ones no deeper."""
+    arguments = [tried.call.arguments for tried in tries]
+    return [[len(those) for those in arguments], *itertools.chain(*arguments)]
+
+
+def _in_turn(function: Callable[..., Any]) -> Callable[..., _Done]:
+    """The function that a task is: the given one, called once for each part of the arguments."""
+
+    def in_turn(lengths: list[int], *arguments: Any) -> _Done:
+        left = iter(arguments)
+        results: list[tuple[Any, str | None]] = []
+        start = time.perf_counter()
+        for n in lengths:
+            try:
+                results.append((function(*itertools.islice(left, n)), None))
+            except Exception as error:
+                results.append((None, f"{type(error).__name__}: {error}"))
+        seconds = (time.perf_counter() - start) / len(lengths)
+        return _Done(results, max(1, min(_MOST_TOGETHER, int(_TASK_SECONDS / seconds))))
+
+    return in_turn
+
+
 def _slots(need: Need) -> int:
     """How many calls fit into the cluster at once."""
     if need.gpus:
@@ -238,19 +280,19 @@ def _slots(need: Need) -> int:
     return int(cluster_total("CPU") / need.cpus)
 
 
-def _ended(running: dict[Any, _Try]) -> Iterator[tuple[_Try, Outcome]]:
+def _ended(running: dict[Any, list[_Try]]) -> Iterator[tuple[list[_Try], _Done]]:
     if not running:
         # nothing to wait for but the next batch
         time.sleep(_POLL_SECONDS)
         return
     done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
     for reference in done:
-        tried = running.pop(reference)
-        key = tried.call.key
+        tries = running.pop(reference)
         try:
-            yield tried, Outcome(key, ray.get(reference), None)
-        except ray.exceptions.RayTaskError as error:
-            yield tried, Outcome(key, None, f"{type(error.cause).__name__}: {error.cause}")
+            yield tries, ray.get(reference)
         except ray.exceptions.RayError as error:
-            reason = f"{type(error).__name__}: {str(error).splitlines()[0]}"
-            yield tried, Outcome(key, None, reason)
+            # a shared value may be gone, or a result such that it cannot be sent
+            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+            first_line = str(cause).partition("\n")[0]
+            lost = (None, f"{type(cause).__name__}: {first_line}")
+            yield tries, _Done([lost] * len(tries), None)

@@ -86,21 +86,47 @@ def test_calls_are_drawn_as_places_become_free_and_batches_take_turns() -> None:
             drawn.append((run, epoch))
             yield Call((run, epoch), (epoch,))
 
-    sizes = {"long": 60, "short": 6, "third": 12}
-    for outcome in fan_out(itself, (batch(run, n) for run, n in sizes.items())):
+    sizes = {"long": 24, "short": 4, "third": 8}
+    for outcome in fan_out(slowly, (batch(run, n) for run, n in sizes.items())):
         ended.append(outcome.key)
         # two workers, and as many again in flight
         assert len(drawn) - len(ended) <= 4
     assert sorted(ended) == sorted((run, epoch) for run, n in sizes.items() for epoch in range(n))
     place_of = {key: i for i, key in enumerate(ended)}
     # turn by turn: while three runs wait, each gets a third
-    assert place_of["short", 5] < 6 * 3 + 8
-    assert place_of["third", 11] < 6 * 3 + 6 * 2 + 8
-    assert place_of["long", 59] >= len(ended) - 4
+    assert place_of["short", 3] < 4 * 3 + 5
+    assert place_of["third", 7] < 4 * 3 + 4 * 2 + 5
+    assert place_of["long", 23] >= len(ended) - 4
 
 
-def itself(epoch: int) -> int:
+def slowly(epoch: int) -> int:
+    time.sleep(0.11)  # too long to be put together with others
     return epoch
+
+
+def test_short_calls_share_tasks_and_fail_alone(tmp_path: Path) -> None:
+    n, failing = 400, {100: "raises", 250: "dies"}
+    calls = [
+        Call(i, (tmp_path, str(i), 99 if i in failing else 0, failing.get(i, ""))) for i in range(n)
+    ]
+    found = {o.key: o for o in fan_out(clumsy_in_task, iter([calls]))}
+    assert found.keys() == set(range(n))
+    assert {i for i in range(n) if found[i].error is not None} == set(failing)
+    assert found[100].error == "RuntimeError: no, 100"
+    assert str(found[250].error).startswith("WorkerCrashedError")
+    tries = np.array([(tmp_path / str(i)).stat().st_size for i in range(n)])
+    assert tries[100] == tries[250] == 3
+    # those that an error was beside are left alone; those that were lost are done again, once
+    again = np.flatnonzero(tries > 1)
+    assert tries[again[~np.isin(again, list(failing))]].max(initial=1) <= 2
+    assert np.abs(again[again != 100] - 250).max() < 64
+    # the first ones alone, until it is known how long they take, then many at once
+    assert len({o.value for o in found.values()} - {None}) < n // 4 + len(again)
+
+
+def clumsy_in_task(notes: Path, name: str, n_failures: int, how: str) -> str:
+    clumsy(notes, name, n_failures, how)
+    return str(ray.get_runtime_context().get_task_id())
 
 
 def seen(array: np.ndarray, n: int) -> tuple[int, bool, int]:
