@@ -159,6 +159,11 @@ def cluster_total(resource: str) -> float:
     return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
 
 
+def takes_gpu(device: str) -> bool:
+    """Say whether work for this device (auto, cpu or gpu) takes GPUs; auto where there are any."""
+    return device == "gpu" or (device == "auto" and cluster_total("GPU") > 0)
+
+
 def has_cluster() -> bool:
     """Say whether there is a Ray session already, or a cluster to attach to."""
     return bool(ray.is_initialized() or os.environ.get("RAY_ADDRESS"))

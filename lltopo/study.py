@@ -171,8 +171,8 @@ class Resources(Section):
     parallel_runs: int | None = Field(None, ge=1, description="default: as many as fit")
     device: Literal["auto", "cpu", "gpu"] = Field(
         "auto",
-        description="of training: auto is what the cluster has now; cpu or gpu is waited for, "
-        "where a cluster starts its nodes at need",
+        description="of training and surfaces: auto is what the cluster has now; cpu or gpu is "
+        "waited for, where a cluster starts its nodes at need",
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="of a worker without a GPU")
     gpus_per_worker: float = Field(1.0, gt=0)

@@ -19,7 +19,7 @@ from lltopo import schemas, tables
 from lltopo.checkpoints import Checkpoint, checkpoint_file, read_checkpoint
 from lltopo.data import DataSet, Samples, load_data
 from lltopo.errors import InputError
-from lltopo.fanout import Call, Need, cluster_total, fan_out, shared
+from lltopo.fanout import Call, Need, fan_out, shared, takes_gpu
 from lltopo.sections import SPLITS
 from lltopo.session import Session, study_session
 from lltopo.storage import Place, exists, remove
@@ -280,9 +280,10 @@ def _evaluated_data(study: Study) -> DataSet:
 
 
 def _need(study: Study) -> Need:
-    """What one task asks of the cluster: a part of a GPU where there is any."""
-    gpus = study.resources.gpus_per_worker if cluster_total("GPU") > 0 else 0.0
-    return Need(study.resources.cpus_per_worker, min(gpus, 1.0))
+    """What one task asks of the cluster: a GPU at most, or a part of one, where training does."""
+    need = study.resources
+    gpus = min(need.gpus_per_worker, 1.0) if takes_gpu(need.device) else 0.0
+    return Need(need.cpus_per_worker, gpus)
 
 
 def _rows_folder(plan: PlannedSurface) -> Place:

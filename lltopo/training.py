@@ -26,7 +26,7 @@ from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 
 from lltopo.errors import InputError
-from lltopo.fanout import cluster_total
+from lltopo.fanout import cluster_total, takes_gpu
 from lltopo.jump_files import Trajectory
 from lltopo.storage import Place
 from lltopo.study import Study
@@ -129,7 +129,7 @@ def _slots(study: Study, n_workers: int) -> int:
 def _worker_needs(study: Study) -> dict[str, float]:
     """What one worker takes of the cluster: GPUs or CPUs, never both (see `fanout.Need`)."""
     need = study.resources
-    if need.device == "gpu" or (need.device == "auto" and cluster_total("GPU") > 0):
+    if takes_gpu(need.device):
         return {"GPU": need.gpus_per_worker}
     return {"CPU": need.cpus_per_worker}
 

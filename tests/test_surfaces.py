@@ -16,7 +16,7 @@ import yaml
 from processes import kill_driver, start, wait_until
 from tiny import tiny_raw
 
-from lltopo import surface_comparison, surfaces
+from lltopo import fanout, surface_comparison, surfaces
 from lltopo.data import load_data
 from lltopo.errors import InputError
 from lltopo.fanout import Call, Need, Outcome
@@ -92,7 +92,7 @@ def fanned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fanned]]:
             monkeypatch.setattr(module, "fan_out", stand_in.fan_out)
             monkeypatch.setattr(module, "study_session", lambda study: nullcontext())
         monkeypatch.setattr(surfaces, "shared", lambda value: value)
-        monkeypatch.setattr(surfaces, "cluster_total", {"CPU": 2.0, "GPU": gpus}.__getitem__)
+        monkeypatch.setattr(fanout, "cluster_total", {"CPU": 2.0, "GPU": gpus}.__getitem__)
         return stand_in
 
     yield replaced

@@ -112,7 +112,8 @@ def test_runs_train_side_by_side_where_they_fit(
         meeting.wait(timeout=20 if n_cpus == 2 else 1)
 
     monkeypatch.setattr(training, "_fit", fit)
-    monkeypatch.setattr(training, "cluster_total", {"CPU": n_cpus, "GPU": 0.0}.__getitem__)
+    for module in (training, fanout):
+        monkeypatch.setattr(module, "cluster_total", {"CPU": n_cpus, "GPU": 0.0}.__getitem__)
     runs = {name: {"training": {"workers": 1}} for name in "ab"}
     study = resolved_study({**STUDY, "runs": runs}, "test")
     with training.training_runs(study, place(tmp_path), [*runs], place(tmp_path)) as futures:
@@ -126,7 +127,8 @@ def test_runs_train_side_by_side_where_they_fit(
 
 def taken(monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, **resources: Any) -> int:
     """How many of four runs are trained at once in a cluster of this size."""
-    monkeypatch.setattr(training, "cluster_total", {"CPU": cpus, "GPU": gpus}.__getitem__)
+    for module in (training, fanout):
+        monkeypatch.setattr(module, "cluster_total", {"CPU": cpus, "GPU": gpus}.__getitem__)
     runs = {name: {"training": {"workers": 1}} for name in "abcd"}
     study = resolved_study({**STUDY, "runs": runs, "resources": resources}, "test")
     return training.parallel_runs(study, list(runs))
