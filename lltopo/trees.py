@@ -25,11 +25,13 @@ from lltopo.arrays import read_only
 from lltopo.contour import combined_arcs
 from lltopo.errors import InputError
 from lltopo.graph import Graph
+from lltopo.prefetch import prefetch
 
 RADIX_BITS = 11  # three passes for float32, whose counters stay in the first cache
 RADIX = 1 << RADIX_BITS
 FIRST, YOUNGER = 1, 2  # bits: what a vertex's neighbours may have met together
-READ_AHEAD = 4  # a row is touched so many vertices before it is needed, to be in the cache
+READ_AHEAD = 8  # a row is asked for so many vertices before it is needed, to be in the cache
+LINE = 16  # neighbours in a line of the cache
 
 
 class MergeTree(NamedTuple):
@@ -256,8 +258,9 @@ def _sweep(indptr, indices, order):  # type: ignore[no-untyped-def]
     for time in range(n):
         v = order[time]
         first, end = indptr[v], indptr[v + 1]
-        ahead = indptr[order[min(time + READ_AHEAD, n - 1)]]
-        last[0] ^= indices[min(ahead, len(indices) - 1)] if end > 0 else 0
+        soon = order[min(time + READ_AHEAD, n - 1)]
+        for i in range(indptr[soon], indptr[soon + 1], LINE):
+            prefetch(indices, i)
         met = 0
         for i in range(first, end):
             met |= side[indices[i]]
