@@ -6,7 +6,8 @@ and 10,000 vertices and 1,600 exact distances, from Parquet loss tables and read
 
 The losses are real ones of 12 epochs, interpolated to 200 (geometrically between two epochs, each
 sample at its own pace), so that fields and diagrams are of real size; the second run is the first
-with the epochs' order of the early half drawn out. Ray's start-up is printed apart.
+with the epochs' order of the early half drawn out. Ray's start-up is printed apart: until its
+workers, in the same session, have analyzed a study of 100 samples.
 
     python jobs/bench_thesis.py --losses FOLDER --features train=x.npy --features val=y.npy
 
@@ -97,6 +98,20 @@ def all_kernel_seconds(folder: Path, out: Path, splits: list[str]) -> dict[str, 
     return {"trees and diagrams": sum(trees), "distances": sum(distances)}
 
 
+def start_workers(scratch: Path) -> None:
+    """Have Ray's workers analyze a small study: they are then up, with all that they import."""
+    folder, features = scratch / "small", np.random.default_rng(0).normal(size=(100, 3))
+    np.save(scratch / "small.npy", features.astype(np.float32))
+    for epoch in range(1, 9):
+        loss = np.random.default_rng(epoch).random(100).astype(np.float32)
+        write_losses(place(folder), Field("run", "val", epoch), LossTable(loss, None, None))
+    files = {"val": str(scratch / "small.npy")}
+    data = {"source": "losses", "losses": str(folder), "features": files}
+    study = resolved_study({"data": data}, "bench_thesis")
+    out = place(scratch / "small-out")
+    run_stages(Session(study, out, lambda *_: None), ("graph", "analyze"))
+
+
 def peak_memory(stop: threading.Event, peak: list[int]) -> None:
     """Sample the proportional memory of this process and all that it started."""
     own = psutil.Process()
@@ -133,6 +148,7 @@ def main() -> None:
         watcher = threading.Thread(target=peak_memory, args=(stop, peak))
         start = time.perf_counter()
         with ray_session(None, 512, {}):
+            start_workers(Path(scratch))
             started = time.perf_counter()
             watcher.start()
             problems = run_stages(session, ("analyze",))
