@@ -28,6 +28,7 @@ from lltopo.diagrams import (
 from lltopo.distances import wasserstein_distance
 from lltopo.errors import InputError
 from lltopo.graph_files import MadeGraph
+from lltopo.recorder import split_metrics
 from lltopo.schemas import DIAGRAM
 from lltopo.sections import SPLITS
 from lltopo.storage import Place
@@ -39,6 +40,7 @@ from lltopo.tables import (
     diagram_file,
     footer,
     losses_digest,
+    own_metadata,
     read_losses,
     read_table,
     recorded_digest,
@@ -47,6 +49,21 @@ from lltopo.tables import (
 from lltopo.trees import contour_counts
 
 Row = dict[str, Any]
+
+
+class Reference(NamedTuple):
+    """The epoch that others of its run are compared with, and its diagrams on one split.
+
+    Attributes
+    ----------
+    epoch : int
+    join, split : (m, 2) float64
+        Points (birth, death), as `read_points` gives them.
+    """
+
+    epoch: int
+    join: NDArray[np.float64]
+    split: NDArray[np.float64]
 
 
 class FieldDiagrams(NamedTuple):
@@ -110,13 +127,14 @@ def write_field_diagrams(
     Returns
     -------
     mapping
-        The files' metadata.
+        The files' metadata: that of `FieldDiagrams` and, as JSON, the table's `split_metrics`.
     """
-    loss = read_losses(losses, field).loss
-    found = field_diagrams(loss, made)
+    table = read_losses(losses, field)
+    found = field_diagrams(table.loss, made)
     metadata = dict(found.metadata)
+    metadata["metrics"] = json.dumps(split_metrics(field.split, table))
     if analysis.contour and metadata["status"] == "ok":
-        metadata["contour"] = json.dumps(contour_counts(made.graph, loss)._asdict())
+        metadata["contour"] = json.dumps(contour_counts(made.graph, table.loss)._asdict())
     for tree in TREES:
         pairs = found.join if tree == "join" else found.split
         columns = [
@@ -185,8 +203,20 @@ def reference_epochs(
     return {run: epoch for (run, epoch), found in sorted(ok.items()) if found == splits[run]}
 
 
+def reference_diagrams(out: Place, field: Field, analysis: Analysis) -> Reference:
+    """Read what the other epochs of a field's run and split are compared with.
+
+    Raises
+    ------
+    InputError
+        Where a diagram is absent or damaged.
+    """
+    join, split = (read_points(out, field, tree, analysis) for tree in TREES)
+    return Reference(field.epoch, join, split)
+
+
 def field_rows(
-    out: Place, field: Field, reference_epoch: int | None, analysis: Analysis
+    out: Place, field: Field, reference: Reference | None, analysis: Analysis
 ) -> list[Row]:
     """Measure the diagrams of one field.
 
@@ -194,7 +224,7 @@ def field_rows(
     ----------
     out, field
         Whose diagrams are there.
-    reference_epoch
+    reference
         Of the field's run and split; None where no epoch of them is ok.
     analysis
         The orders, the degree, and what becomes of essential pairs.
@@ -211,9 +241,8 @@ def field_rows(
     """
     rows = []
     for tree in TREES:
-        metadata = footer(diagram_file(out, field, tree))
-        if metadata is None:
-            raise InputError(f"{diagram_file(out, field, tree)}: is missing. Run the study again.")
+        table = read_table(diagram_file(out, field, tree))
+        metadata = own_metadata(table.schema)
         common = _row(field, tree, analysis) | {
             "n_nonfinite": int(metadata["n_nonfinite"]),
             "status": metadata["status"],
@@ -222,17 +251,17 @@ def field_rows(
         if metadata["status"] != "ok":
             rows += [common | {"order": order} for order in analysis.order]
             continue
-        dgm = read_points(out, field, tree, analysis)
+        dgm = diagram_of(_pairs_of(table), analysis.essential, tree)
         common |= {
             "n_pairs": len(dgm),
             "total_persistence": total_persistence(dgm, analysis.degree),
             "max_persistence": float(np.abs(dgm[:, 1] - dgm[:, 0]).max(initial=0.0)),
         }
-        if reference_epoch is None:
+        if reference is None:
             rows += [common | {"order": order} for order in analysis.order]
             continue
-        common["reference_epoch"] = reference_epoch
-        last = read_points(out, field._replace(epoch=reference_epoch), tree, analysis)
+        common["reference_epoch"] = reference.epoch
+        last = reference.join if tree == "join" else reference.split
         rows += [
             common | {"order": order, "wasserstein": wasserstein_distance(dgm, last, order)}
             for order in analysis.order

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from lltopo.analysis import field_rows, write_field_diagrams
+from lltopo.analysis import field_rows, reference_diagrams, write_field_diagrams
 from lltopo.candidates import search_work
 from lltopo.checkpoints import Checkpoint, checkpoint_bytes
 from lltopo.data import DataSet, Samples
@@ -133,10 +133,11 @@ def field_rates(n_vertices: int, k: int, analysis: Analysis) -> FieldRates:
                 write_field_diagrams(out / "losses", out, field, made, analysis)
 
         def measured() -> None:
-            field_rows(out, fields[0], fields[1].epoch, analysis)
+            field_rows(out, fields[0], reference, analysis)
 
-        for compiles in (made_diagrams, measured):
-            compiles()
+        made_diagrams()  # compiles, as the first `measured` does
+        reference = reference_diagrams(out, fields[1], analysis)
+        measured()
         diagrams_s = _seconds(made_diagrams) / len(fields)
         distances_s = _seconds(measured)
         losses = _n_bytes(losses_file(out / "losses", fields[0]))

@@ -22,12 +22,13 @@ from lltopo.analysis import (
     failed_rows,
     field_rows,
     in_study_order,
+    reference_diagrams,
     reference_epochs,
     series_digests,
 )
 from lltopo.correlations import correlation_rows
-from lltopo.errors import VerificationError
-from lltopo.fanout import Call, fan_out
+from lltopo.errors import InputError, VerificationError
+from lltopo.fanout import Call, fan_out, shared
 from lltopo.ingestion import losses_folder
 from lltopo.matrices import distance_rows
 from lltopo.recorder import split_metrics
@@ -73,7 +74,7 @@ def series_is_current(out: Place, study: Study, findings: Findings) -> bool:
         and stamp.inputs == series_digests(findings.metadata, analysis)
         and stamp.verified >= min(analysis.verify, len(findings.fields))
         and all(footer(out / f"{name}.parquet") is not None for name in files)
-        and _read(out / "metrics.parquet", schemas.METRICS) == _metrics(out, study, findings.fields)
+        and _read(out / "metrics.parquet", schemas.METRICS) == _metrics(out, study, findings)
     )
 
 
@@ -110,7 +111,7 @@ def write_series(
     failed = (row for f, why in failures.items() for row in failed_rows(f, why, analysis))
     series = pa.concat_tables([measured, tables.as_columns(failed, schemas.SERIES)])
     series = in_study_order(series, runs)
-    metrics = _metrics(out, study, findings.fields)
+    metrics = _metrics(out, study, findings)
     tables.write_columns(out / "metrics.parquet", metrics, {})
     correlations = _correlations(series, metrics, runs)
     tables.write_table(out / "correlations.parquet", correlations, schemas.CORRELATIONS)
@@ -161,9 +162,19 @@ def _measured(
     fields = [field for field in findings.metadata if field.run not in known]
 
     def calls(run: str) -> Iterator[Call]:
-        for field in fields:
-            if field.run == run:
-                yield Call(field, (out, field, references.get(run), analysis))
+        of_run = [field for field in fields if field.run == run]
+        for split in dict.fromkeys(field.split for field in of_run):
+            of_split = [field for field in of_run if field.split == split]
+            reference = None
+            if run in references:
+                last = Field(run, split, references[run])
+                try:
+                    # read once, for all epochs
+                    reference = shared(reference_diagrams(out, last, analysis))
+                except InputError as error:
+                    failures.update(dict.fromkeys(of_split, f"{type(error).__name__}: {error}"))
+                    continue
+            yield from (Call(field, (out, field, reference, analysis)) for field in of_split)
 
     def rows() -> Iterator[Row]:
         # a batch for each run, so that the runs take turns
@@ -216,29 +227,38 @@ def _rows_of(series: pa.Table, field: Field) -> list[Row]:
     return rows
 
 
-def _metrics(out: Place, study: Study, fields: Sequence[Field]) -> pa.Table:
+def _metrics(out: Place, study: Study, findings: Findings) -> pa.Table:
     """``metrics.parquet``, in the study's order."""
-    runs = list(dict.fromkeys([*study.runs, *(field.run for field in fields)]))
-    rows = _recorded_metrics(out, study, fields)
+    runs = list(dict.fromkeys([*study.runs, *(field.run for field in findings.fields)]))
+    rows = _recorded_metrics(out, study, findings)
     return in_study_order(tables.as_columns(rows, schemas.METRICS), runs)
 
 
-def _recorded_metrics(out: Place, study: Study, fields: Sequence[Field]) -> Iterator[Row]:
-    """Rows of the metrics written beside the losses, else made of the loss tables."""
+def _recorded_metrics(out: Place, study: Study, findings: Findings) -> Iterator[Row]:
+    """Rows of the metrics written beside the losses, else of those of the losses alone."""
     losses = losses_folder(study, out)
 
     def epoch_of(field: Field) -> tuple[str, int]:
         return field.run, field.epoch
 
-    for (run, epoch), of_epoch in itertools.groupby(sorted(fields, key=epoch_of), epoch_of):
+    fields = sorted(findings.fields, key=epoch_of)
+    for (run, epoch), of_epoch in itertools.groupby(fields, epoch_of):
         part = _read(metrics_file(losses.parent, run, epoch), schemas.METRICS_PART)
         found = [] if part is None else part.to_pylist()
         if part is None:
-            found = [
-                {"learning_rate": None, "seconds": None}
-                | split_metrics(field.split, read_losses(losses, field))
-                for field in of_epoch
-                if footer(losses_file(losses, field))
-            ]
+            unknown = {"learning_rate": None, "seconds": None}
+            measured = (_measured_metrics(losses, field, findings) for field in of_epoch)
+            found = [unknown | metrics for metrics in measured if metrics]
         for row in found:
             yield {"run": run, "epoch": epoch} | row
+
+
+def _measured_metrics(losses: Place, field: Field, findings: Findings) -> Row | None:
+    """What was noted beside a field's diagrams, else read from its loss table where it is there."""
+    noted = findings.metadata.get(field, {}).get("metrics")
+    if noted is not None:
+        metrics: Row = json.loads(noted)
+        return metrics
+    if footer(losses_file(losses, field)) is None:
+        return None
+    return split_metrics(field.split, read_losses(losses, field))

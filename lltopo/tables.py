@@ -196,9 +196,14 @@ def footer(source: Place) -> dict[str, str] | None:
         if n_bytes > len(end):
             end = read_end(source, n_bytes)
         # read by now: whatever goes wrong from here on is the file's fault
-        metadata = pq.read_schema(pa.BufferReader(end)).metadata or {}
+        return own_metadata(pq.read_schema(pa.BufferReader(end)))
     except (pa.ArrowException, OSError):
         return None
+
+
+def own_metadata(schema: pa.Schema) -> dict[str, str]:
+    """Return our metadata of a table that was read."""
+    metadata = schema.metadata or {}
     return {
         key.decode(): value.decode() for key, value in metadata.items() if key != b"ARROW:schema"
     }

@@ -73,6 +73,8 @@ def carry_out(n_runs: int, n_epochs: int, folder: Path) -> None:
     for module in (stages, reduction, fanout):
         module.fan_out = pretended  # type: ignore[assignment]
     reduction._recorded_metrics = pretended_metrics  # type: ignore[assignment]
+    reduction.reference_diagrams = lambda out, last, analysis: last  # type: ignore[assignment,return-value]
+    reduction.shared = lambda value: value  # type: ignore[assignment]
     study, out = planned_study(n_runs, n_epochs), place(folder)
     # the driver of a study that trains has it loaded
     import_module("lltopo.training")

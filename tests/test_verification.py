@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from lltopo import verification
-from lltopo.analysis import Row, field_rows, write_field_diagrams
+from lltopo.analysis import Row, field_rows, reference_diagrams, write_field_diagrams
 from lltopo.diagrams import persistence_pairs
 from lltopo.graph import Graph, knn_graph
 from lltopo.graph_files import MadeGraph
@@ -42,7 +42,8 @@ def analyze(out: Place, field: Field, loss: np.ndarray) -> None:
 
 
 def rows_of(out: Place, field: Field = FIELDS[0], analysis: Analysis = ANALYSIS) -> list[Row]:
-    return field_rows(out, field, 2, analysis)
+    reference = reference_diagrams(out, field._replace(epoch=2), analysis)
+    return field_rows(out, field, reference, analysis)
 
 
 def found(out: Place, rows: list[Row], field: Field = FIELDS[0]) -> list[str]:
