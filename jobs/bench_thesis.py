@@ -7,7 +7,8 @@ and 10,000 vertices and 1,600 exact distances, from Parquet loss tables and read
 The losses are real ones of 12 epochs, interpolated to 200 (geometrically between two epochs, each
 sample at its own pace), so that fields and diagrams are of real size; the second run is the first
 with the epochs' order of the early half drawn out. Ray's start-up is printed apart: until its
-workers, in the same session, have analyzed a study of 100 samples.
+workers, in the same session, have analyzed a study of 100 samples. The kernels are timed where
+they run, in processor's seconds; all the rest of what the processors could have done is outside.
 
     python jobs/bench_thesis.py --losses FOLDER --features train=x.npy --features val=y.npy
 
@@ -17,16 +18,17 @@ FOLDER holds train.npy and val.npy, (epochs, samples) float32.
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
-import multiprocessing
 import os
 import platform
 import resource
 import tempfile
 import threading
 import time
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import psutil
@@ -34,19 +36,20 @@ import pyarrow
 import ray
 
 import lltopo
-from lltopo.diagrams import both_persistence_pairs, diagram_of
+from lltopo import analysis, reduction, stages
+from lltopo.diagrams import both_persistence_pairs
 from lltopo.distances import wasserstein_distance
 from lltopo.fanout import ray_session
-from lltopo.graph_files import graph_file, read_graph
 from lltopo.session import Session
 from lltopo.stages import run_stages
 from lltopo.storage import place
 from lltopo.study_files import resolved_study
-from lltopo.tables import Field, LossTable, read_losses, write_losses
+from lltopo.tables import Field, LossTable, write_losses
 
 RUNS = ("first", "second")
 EPOCHS = 200
-SAMPLED = 20  # every 20th epoch is timed for the kernels' own share
+KERNELS = (both_persistence_pairs, wasserstein_distance)
+SECONDS = dict.fromkeys((kernel.__name__ for kernel in KERNELS), 0.0)  # of this process
 
 
 def grown(real: np.ndarray, run: int) -> np.ndarray:
@@ -64,38 +67,45 @@ def grown(real: np.ndarray, run: int) -> np.ndarray:
     return tables
 
 
-def kernel_seconds(folder: Path, out: Path, run: str, splits: list[str]) -> tuple[float, float]:
-    """Seconds that trees with their diagrams, and distances, take alone for a run's fields.
+def on_clock(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """The kernel, its processor's seconds added to those of its name in this process."""
 
-    Measured on every 20th epoch.
-    """
-    trees = distances = 0.0
-    for split in splits:
-        made = read_graph(graph_file(place(out), split))
-        assert made is not None
-        fields = [Field(run, split, epoch) for epoch in range(SAMPLED, EPOCHS + 1, SAMPLED)]
-        losses = [read_losses(place(folder), field).loss for field in fields]
-        both_persistence_pairs(made.graph, losses[0])
-        start = time.perf_counter()
-        pairs = [both_persistence_pairs(made.graph, loss) for loss in losses]
-        trees += (time.perf_counter() - start) * SAMPLED
-        for tree in range(2):
-            diagrams = [diagram_of(both[tree]) for both in pairs]
-            wasserstein_distance(diagrams[0], diagrams[0])
-            start = time.perf_counter()
-            for diagram in diagrams[:-1]:
-                wasserstein_distance(diagram, diagrams[-1])
-            distances += (time.perf_counter() - start) / (len(diagrams) - 1) * (EPOCHS - 1)
-    return trees, distances
+    def clocked(*arguments: Any) -> Any:
+        before = time.process_time()
+        found = kernel(*arguments)
+        SECONDS[kernel.__name__] += time.process_time() - before
+        return found
+
+    return clocked
 
 
-def all_kernel_seconds(folder: Path, out: Path, splits: list[str]) -> dict[str, float]:
-    """CPU seconds of the kernels for all fields, the runs side by side as their tasks are."""
-    spawned = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(len(RUNS), mp_context=spawned) as pool:
-        found = [pool.submit(kernel_seconds, folder, out, run, splits) for run in RUNS]
-        trees, distances = zip(*(future.result() for future in found), strict=True)
-    return {"trees and diagrams": sum(trees), "distances": sum(distances)}
+def noted(task: Callable[..., Any], *arguments: Any) -> Any:
+    """What the task gives, its kernels on the clock, whose state is then left in a file."""
+    for kernel in KERNELS:
+        setattr(analysis, kernel.__name__, on_clock(kernel))
+    try:
+        return task(*arguments)
+    finally:
+        for kernel in KERNELS:
+            setattr(analysis, kernel.__name__, kernel)
+        note = Path(os.environ["LLTOPO_BENCH_NOTES"]) / f"{os.getpid()}.json"
+        note.write_text(json.dumps(SECONDS))
+
+
+def noted_diagrams(*arguments: Any) -> Any:
+    """In place of the task `write_field_diagrams`."""
+    return noted(analysis.write_field_diagrams, *arguments)
+
+
+def noted_rows(*arguments: Any) -> Any:
+    """In place of the task `field_rows`."""
+    return noted(analysis.field_rows, *arguments)
+
+
+def kernel_seconds(notes: Path) -> dict[str, float]:
+    """The kernels' seconds of all workers until now."""
+    found = [json.loads(note.read_text()) for note in notes.glob("*.json")]
+    return {kernel.__name__: sum(of[kernel.__name__] for of in found) for kernel in KERNELS}
 
 
 def start_workers(scratch: Path) -> None:
@@ -144,11 +154,18 @@ def main() -> None:
         study = resolved_study({"data": data}, "bench_thesis")
         session = Session(study, place(out), lambda job, done, of, note: None)
         run_stages(session, ("graph",))
+        notes = Path(scratch) / "notes"
+        notes.mkdir()
+        in_workers = {"PYTHONPATH": str(Path(__file__).parent), "LLTOPO_BENCH_NOTES": str(notes)}
+        itself = importlib.import_module("bench_thesis")  # by the name that workers know it by
+        stages.write_field_diagrams = itself.noted_diagrams
+        reduction.field_rows = itself.noted_rows
         stop, peak = threading.Event(), [0]
         watcher = threading.Thread(target=peak_memory, args=(stop, peak))
         start = time.perf_counter()
-        with ray_session(None, 512, {}):
+        with ray_session(None, 512, in_workers):
             start_workers(Path(scratch))
+            before = kernel_seconds(notes)
             started = time.perf_counter()
             watcher.start()
             problems = run_stages(session, ("analyze",))
@@ -156,7 +173,7 @@ def main() -> None:
             stop.set()
             watcher.join()
         assert not problems, problems
-        kernels = all_kernel_seconds(folder, out, list(splits))
+        kernels = {name: s - before[name] for name, s in kernel_seconds(notes).items()}
         cores = os.cpu_count() or 1
         wall = ended - started
         figures = {

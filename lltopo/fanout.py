@@ -225,6 +225,10 @@ def fan_out(
                     continue
                 waiting.rotate(-1)
                 running[task.remote(*_flat(drawn))] = drawn
+            if not running:
+                # nothing to wait for but the next batch
+                time.sleep(_POLL_SECONDS if more else 0.0)
+                continue
             for tries, done in _ended(running):
                 n_together = done.n_together or n_together
                 for tried, (value, error) in zip(tries, done.results, strict=True):
@@ -286,10 +290,6 @@ def _slots(need: Need) -> int:
 
 
 def _ended(running: dict[Any, list[_Try]]) -> Iterator[tuple[list[_Try], _Done]]:
-    if not running:
-        # nothing to wait for but the next batch
-        time.sleep(_POLL_SECONDS)
-        return
     done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
     for reference in done:
         tries = running.pop(reference)

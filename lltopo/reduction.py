@@ -211,7 +211,7 @@ def _verify(
     ]
     wrong: list[str] = []
     problems = []
-    for outcome in fan_out(disagreements, iter([calls])):
+    for outcome in fan_out(disagreements, iter([calls] if calls else [])):
         if outcome.error is None:
             wrong += outcome.value
         else:
