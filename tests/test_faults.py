@@ -127,6 +127,7 @@ def test_rerun_of_a_finished_study_changes_no_file(study: Path, undisturbed: Pat
     assert time.monotonic() - started < 60
 
 
+@pytest.mark.cluster
 def test_interrupted_killed_and_wounded_study_ends_the_same(study: Path, undisturbed: Path) -> None:
     out, log = study.parent / "disturbed", study.parent / "disturbed.log"
     command = ["run", str(study), "--out", str(out)]
