@@ -26,7 +26,11 @@ _TRIES = 3
 _TASK_SECONDS = 0.1
 _MOST_TOGETHER = 64
 _FOLDER = "lltopo-ray-"
-_LONGEST_FOLDER = 30
+# of the names of Ray's sockets, below a temporary folder with a random part of 8 letters
+_LONGEST_SOCKET = (
+    "{folder}{pid}-________/session_2000-01-01_00-00-00_000000_{pid}/sockets/dash_MetricsHead"
+)
+_MOST_BYTES = 107  # that a socket's name may have
 
 
 class Call(NamedTuple):
@@ -139,9 +143,10 @@ def _remove_orphaned_folders() -> None:
 
 
 def _short_folder() -> str:
-    """A folder for temporary files whose name leaves room in the 107 bytes of a socket's."""
+    """A folder for temporary files in which the names of Ray's sockets are short enough."""
     usual = tempfile.gettempdir()
-    return usual if len(usual) <= _LONGEST_FOLDER else "/tmp"
+    longest = os.path.join(usual, _LONGEST_SOCKET.format(folder=_FOLDER, pid=os.getpid()))
+    return usual if len(os.fsencode(longest)) <= _MOST_BYTES else "/tmp"
 
 
 def _is_alive(pid: int) -> bool:

@@ -19,7 +19,7 @@ import pytest
 import ray
 import typer
 
-from lltopo import cli, session, stages
+from lltopo import cli, fanout, session, stages
 from lltopo.analysis import write_field_diagrams
 from lltopo.fanout import Call, Outcome, fan_out, ray_session, shared
 from lltopo.graph_files import MadeGraph
@@ -159,6 +159,19 @@ def held() -> int:
 def store_used() -> float:
     total = ray.cluster_resources()["object_store_memory"]
     return float(total - ray.available_resources().get("object_store_memory", 0.0))
+
+
+@pytest.mark.parametrize("n_letters", [1, 6, 11, 16, 30, 90])
+def test_sockets_below_the_temporary_folder_have_names_short_enough(
+    monkeypatch: pytest.MonkeyPatch, n_letters: int
+) -> None:
+    usual = "/" + "t" * n_letters
+    monkeypatch.setattr(fanout.tempfile, "gettempdir", lambda: usual)
+    monkeypatch.setattr(fanout.os, "getpid", lambda: 4_194_304)  # the largest there is
+    folder = fanout._short_folder()
+    started = f"{folder}/lltopo-ray-4194304-abcdefgh/session_2026-11-25_08-20-26_048150_4194304"
+    assert len(f"{started}/sockets/dash_MetricsHead") <= 107
+    assert folder == ("/tmp" if n_letters > 10 else usual)
 
 
 # -- a study --

@@ -6,10 +6,10 @@ And while it runs nobody else can reach it: all that listens does so on 127.0.0.
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
 import signal
 import subprocess
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -43,9 +43,10 @@ class Watched(NamedTuple):
 @pytest.fixture
 def temporary(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A temporary folder of the study's own, short enough for Ray."""
-    folder = tempfile.mkdtemp(prefix="leak-", dir="/tmp")
-    monkeypatch.setenv("TMPDIR", folder)
-    yield Path(folder)
+    folder = Path("/tmp") / secrets.token_hex(3)
+    folder.mkdir()
+    monkeypatch.setenv("TMPDIR", str(folder))
+    yield folder
     shutil.rmtree(folder)
 
 
