@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-import re
+import itertools
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from functools import partial
 
 from lltopo.sections import SPLITS
 from lltopo.session import Session
-from lltopo.storage import Place, files_below
-from lltopo.tables import Field, footer, is_complete, metrics_file, read_table
+from lltopo.side_by_side import answers
+from lltopo.tables import Field, is_complete, metrics_file, read_table, recorded_epochs
 
 Futures = Mapping[str, "Future[None]"]
 """Each run in training, and what ends when it does."""
 
 _TICK_SECONDS = 0.5
 _STORE_TICK_SECONDS = 5.0  # a look at a store is paid for
-_METRICS = re.compile(r"run=([^/]+)/epoch=(\d+)/part-0\.parquet")
+_SHARE = 10.0  # at most one part in eleven of the time is spent looking
 
 
 def arriving_fields(
@@ -34,34 +35,40 @@ def arriving_fields(
     pending
         The fields that are waited for.
     futures
-        The trainings; with none of them all fields are taken to be there.
+        The trainings; the fields of other runs are taken to be there.
     """
     out = session.out
-    waiting = list(pending)
+    yield from _by_run([field for field in pending if field.run not in futures])
+    waiting = [field for field in pending if field.run in futures]
     told: dict[str, set[int]] = {}
     tick = _TICK_SECONDS if out.is_local else _STORE_TICK_SECONDS
     next_look = 0.0
-    while futures:
+    going = set(futures)
+    while going:
         # asked before looking: what the last epoch wrote is then there
-        ended = all(future.done() for future in futures.values())
-        if time.monotonic() < next_look and not ended:
+        ended = {run for run in going if futures[run].done()}
+        if time.monotonic() < next_look and ended != going:
             yield []
             continue
-        next_look = time.monotonic() + tick
-        recorded = _recorded_epochs(out)
-        _tell_of_training(session, futures, recorded, told)
-        ready = [
-            field
-            for field in waiting
-            if field.epoch in recorded.get(field.run, ())
-            and is_complete(out, field.run, field.epoch, SPLITS)
-        ]
+        began = time.monotonic()
+        complete: set[tuple[str, int]] = set()
+        for run in going:
+            epochs = recorded_epochs(out, run)
+            new = sorted(epochs - told.get(run, set()))
+            whole = answers(partial(is_complete, out, run, splits=SPLITS), new, out)
+            found = set(itertools.compress(new, whole))
+            complete |= {(run, epoch) for epoch in found}
+            if found:
+                told[run] = told.get(run, set()) | found
+                _tell_of_training(session, run, told[run])
+        going -= ended
+        # of a slow folder not all the time
+        now = time.monotonic()
+        next_look = now + max(tick, _SHARE * (now - began))
+        ready = [field for field in waiting if (field.run, field.epoch) in complete]
         yield from _by_run(ready)
         arrived = set(ready)
         waiting = [field for field in waiting if field not in arrived]
-        if ended:
-            return
-    yield from _by_run(waiting)
 
 
 def _by_run(fields: Sequence[Field]) -> Iterator[list[Field]]:
@@ -71,32 +78,11 @@ def _by_run(fields: Sequence[Field]) -> Iterator[list[Field]]:
     yield from of_run.values() or [[]]
 
 
-def _recorded_epochs(out: Place) -> dict[str, set[int]]:
-    recorded: dict[str, set[int]] = {}
-    for name in files_below(out / "metrics"):
-        found = _METRICS.fullmatch(name)
-        if found:
-            recorded.setdefault(found[1], set()).add(int(found[2]))
-    return recorded
-
-
-def _tell_of_training(
-    session: Session,
-    futures: Futures,
-    recorded: Mapping[str, set[int]],
-    told: dict[str, set[int]],
-) -> None:
-    for run in futures:
-        epochs = recorded.get(run, set())
-        latest = metrics_file(session.out, run, max(epochs, default=0))
-        # one that is cut short is about to be made again
-        if epochs == told.get(run, set()) or footer(latest) is None:
-            continue
-        told[run] = epochs
-        note = ", ".join(
-            f"{row['split']} loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}"
-            for row in read_table(latest).to_pylist()
-            if row["accuracy"] is not None
-        )
-        n_epochs = session.study.runs[run].training.epochs + 1
-        session.notify(f"train {run}", len(epochs), n_epochs, note)
+def _tell_of_training(session: Session, run: str, epochs: set[int]) -> None:
+    note = ", ".join(
+        f"{row['split']} loss {row['loss']:.3f} accuracy {row['accuracy']:.3f}"
+        for row in read_table(metrics_file(session.out, run, max(epochs))).to_pylist()
+        if row["accuracy"] is not None
+    )
+    n_epochs = session.study.runs[run].training.epochs + 1
+    session.notify(f"train {run}", len(epochs), n_epochs, note)

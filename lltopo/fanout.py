@@ -14,11 +14,13 @@ import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
+
+from lltopo.orphans import is_dead, own_mark
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the size of the cluster, each as dear as a small task
@@ -26,6 +28,7 @@ _TRIES = 3
 _TASK_SECONDS = 0.1
 _MOST_TOGETHER = 64
 _FOLDER = "lltopo-ray-"
+_MARK = "driver"  # the file in it that says whose it is
 # of the names of Ray's sockets, below a temporary folder with a random part of 8 letters
 _LONGEST_SOCKET = (
     "{folder}{pid}-________/session_2000-01-01_00-00-00_000000_{pid}/sockets/dash_MetricsHead"
@@ -83,6 +86,7 @@ def ray_session(
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
+    _remove_orphaned_folders()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**common)
@@ -91,7 +95,6 @@ def ray_session(
         finally:
             ray.shutdown()
         return
-    _remove_orphaned_folders()
     with temporary_folder() as folder, _loopback():
         try:
             ray.init(
@@ -129,6 +132,7 @@ def temporary_folder() -> Iterator[str]:
     """
     folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=_short_folder())
     try:
+        (Path(folder) / _MARK).write_text(own_mark())
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,10 +140,10 @@ def temporary_folder() -> Iterator[str]:
 
 def _remove_orphaned_folders() -> None:
     """Clear away the folders of drivers that were killed before they could do so."""
-    for folder in Path(_short_folder()).glob(f"{_FOLDER}*-*"):
-        pid = folder.name.removeprefix(_FOLDER).partition("-")[0]
-        if pid.isdigit() and not _is_alive(int(pid)):
-            shutil.rmtree(folder, ignore_errors=True)
+    for mark in Path(_short_folder()).glob(f"{_FOLDER}*-*/{_MARK}"):
+        with suppress(OSError):  # another has just cleared it away, or it is somebody else's
+            if is_dead(mark.read_text()):
+                shutil.rmtree(mark.parent, ignore_errors=True)
 
 
 def _short_folder() -> str:
@@ -147,16 +151,6 @@ def _short_folder() -> str:
     usual = tempfile.gettempdir()
     longest = os.path.join(usual, _LONGEST_SOCKET.format(folder=_FOLDER, pid=os.getpid()))
     return usual if len(os.fsencode(longest)) <= _MOST_BYTES else "/tmp"
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True  # somebody else's
-    return True
 
 
 def cluster_total(resource: str) -> float:

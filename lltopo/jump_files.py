@@ -20,13 +20,15 @@ from numpy.typing import NDArray
 
 from lltopo.errors import InputError
 from lltopo.schemas import JUMP_POINTS
-from lltopo.storage import Place, files_below, open_file, write_bytes
+from lltopo.side_by_side import answers
+from lltopo.storage import Place, file_size, files_below, read_part, write_bytes
 from lltopo.study import Study
 from lltopo.tables import footer, read_table, write_table
 
 Row = dict[str, Any]
 
-_COLUMNS = 1 << 15  # of all vectors at a time: 80 MiB for 641 of them
+_BLOCK_BYTES = 1 << 28  # a store is asked once a vector and block
+_HEAD_BYTES = 256  # a vector's header is shorter
 _WEIGHTS = re.compile(r"seed=\d+/step=[^/]+/epoch=\d+\.npy")
 
 
@@ -110,7 +112,7 @@ def points_digest(rows: Sequence[Row]) -> str:
 
 
 def weight_blocks(
-    sources: Sequence[Place], n_columns: int = _COLUMNS
+    sources: Sequence[Place], block_bytes: int = _BLOCK_BYTES
 ) -> Iterator[NDArray[np.float32]]:
     """Read weight vectors side by side, some columns of all of them at a time.
 
@@ -118,39 +120,45 @@ def weight_blocks(
     ----------
     sources
         The files of n vectors of one length.
-    n_columns
-        How many values of each are read at a time.
+    block_bytes
+        How much of all of them together is read at a time.
 
     Yields
     ------
     (n, b) float32
-        A block with b columns, b = ``n_columns`` but for the last.
+        A block with b columns, as many as ``block_bytes`` hold, fewer in the last.
 
     Raises
     ------
     InputError
         Where a file is absent, damaged or of another length than the first one.
     """
-    starts, n_values = zip(*map(_layout, sources), strict=True)
+    starts, n_values = zip(*answers(_layout, sources, sources[0]), strict=True)
+    files = list(zip(sources, starts, strict=True))
+    n_columns = max(1, block_bytes // (4 * len(sources)))
     for source, n in zip(sources, n_values, strict=True):
         if n != n_values[0]:
             raise _damaged(source, f"{n_values[0]} values as in {sources[0]}", str(n))
     for first in range(0, n_values[0], n_columns):
         width = min(n_columns, n_values[0] - first)
+        parts = [(source, start + 4 * first, 4 * width) for source, start in files]
         block = np.empty((len(sources), width), np.float32)
-        for row, source, start in zip(block, sources, starts, strict=True):
-            with open_file(source) as file:
-                row[:] = np.frombuffer(file.read_at(4 * width, start + 4 * first), "<f4")
+        for row, part in zip(block, answers(_part, parts, sources[0]), strict=True):
+            row[:] = np.frombuffer(part, "<f4")
         yield block
+
+
+def _part(part: tuple[Place, int, int]) -> bytes:
+    return read_part(*part)
 
 
 def _layout(source: Place) -> tuple[int, int]:
     """Return where the values of a vector start in its file, and how many there are."""
     try:
-        with open_file(source) as file:
-            npy.read_magic(file)
-            shape, _, dtype = npy.read_array_header_1_0(file)
-            start, size = file.tell(), file.size()
+        head, size = io.BytesIO(read_part(source, 0, _HEAD_BYTES)), file_size(source)
+        npy.read_magic(head)
+        shape, _, dtype = npy.read_array_header_1_0(head)
+        start = head.tell()
     except FileNotFoundError as error:
         raise InputError(f"{source}: is missing. Run lltopo jump again.") from error
     except ValueError as error:

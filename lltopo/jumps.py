@@ -8,8 +8,9 @@ part in the topology, nor has a point whose loss is not finite.
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from concurrent.futures import wait
 from contextlib import ExitStack
 from typing import NamedTuple
@@ -46,6 +47,7 @@ from lltopo.jump_topology import (
 )
 from lltopo.sections import SPLITS
 from lltopo.session import Session, study_session
+from lltopo.side_by_side import answers
 from lltopo.storage import Place, place
 from lltopo.study import Study, jump_epochs
 
@@ -85,13 +87,14 @@ def make_jumps(session: Session, ray: ExitStack) -> list[str]:
     study, out, _ = session
     check_jump(study)
     digests, problems = _digests(study, out)
+    whole = _whole(out, digests)
     for run in dict.fromkeys(trajectory.run for trajectory in digests):
-        pending = [t for t in digests if t.run == run and not _is_whole(out, t, digests[t])]
+        pending = [t for t in digests if t.run == run and t not in whole]
         if pending:
             check_phate()
             ray.enter_context(study_session(study))
             problems += _sampled(session, pending)
-    whole = [t for t, digest in digests.items() if _is_whole(out, t, digest)]
+            whole |= _whole(out, {t: digests[t] for t in pending})
     return problems + _with_tables(session, _whole_runs(study, whole), ray)
 
 
@@ -178,14 +181,19 @@ def _digests(study: Study, out: Place) -> tuple[dict[Trajectory, str], list[str]
     return digests, problems
 
 
-def _is_whole(out: Place, trajectory: Trajectory, made_by: str) -> bool:
-    return len(recorded_points(out, trajectory, made_by)) > trajectory.epochs
+def _whole(out: Place, digests: Mapping[Trajectory, str]) -> set[Trajectory]:
+    """Those that are there to their last epoch."""
+
+    def is_whole(trajectory: Trajectory) -> bool:
+        return len(recorded_points(out, trajectory, digests[trajectory])) > trajectory.epochs
+
+    return set(itertools.compress(digests, answers(is_whole, digests, out)))
 
 
-def _whole_runs(study: Study, whole: Sequence[Trajectory]) -> dict[str, list[Trajectory]]:
+def _whole_runs(study: Study, whole: Set[Trajectory]) -> dict[str, list[Trajectory]]:
     """The trajectories of the runs that have all of them."""
     runs = {run: run_trajectories(study, run) for run in study.runs}
-    return {run: found for run, found in runs.items() if set(found) <= set(whole)}
+    return {run: found for run, found in runs.items() if set(found) <= whole}
 
 
 def _sampled(session: Session, pending: Sequence[Trajectory]) -> list[str]:
@@ -248,10 +256,12 @@ def _with_tables(
 
 def _made_of(out: Place, runs: Mapping[str, Sequence[Trajectory]], k: int) -> str:
     content: list[Row] = [{"k": k}]
-    for trajectories in runs.values():
-        for trajectory in trajectories:
-            points = tables.read_table(points_file(out, trajectory)).to_pylist()
-            content += [trajectory._asdict(), *points]
+    trajectories = list(itertools.chain.from_iterable(runs.values()))
+    files = [points_file(out, trajectory) for trajectory in trajectories]
+    for trajectory, points in zip(
+        trajectories, answers(tables.read_table, files, out), strict=True
+    ):
+        content += [trajectory._asdict(), *points.to_pylist()]
     return points_digest(content)
 
 

@@ -94,6 +94,7 @@ def trained_epochs(
     recorder = LossRecorder(out, name)
     digest, kept = run_digest(study, name), kept_epochs(study, name)
     done = _resumed_epoch(state, checkpoints(out, name, kept, digest), recorded)
+    _check_agreement(done, worker)
     if done is not None:
         yield done
     for epoch in range(0 if done is None else done + 1, training.epochs + 1):
@@ -284,6 +285,22 @@ def _batches(order: Tensor, batch_size: int, fewest: int) -> Iterator[Tensor]:
 
 def _derived_seed(seed: int, epoch: int, purpose: int) -> int:
     return int(np.random.SeedSequence([seed, epoch, purpose]).generate_state(1)[0])
+
+
+def _check_agreement(done: int | None, worker: Worker) -> None:
+    """Hold all workers of a run to the epoch from which rank 0 goes on.
+
+    On another node a shared folder may still lack what has just been written.
+    """
+    if worker.size == 1:
+        return
+    first = [done]
+    dist.broadcast_object_list(first, src=0)
+    if first != [done]:
+        raise RuntimeError(
+            f"rank {worker.rank} goes on from epoch {done}, rank 0 from {first[0]}: they see other "
+            "checkpoints. Is --out the same on all nodes?"
+        )
 
 
 def _resumed_epoch(

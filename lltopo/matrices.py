@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,9 +16,10 @@ from lltopo.analysis import Row, read_points
 from lltopo.distances import wasserstein_distance
 from lltopo.fanout import Call, fan_out, shared
 from lltopo.sections import SPLITS
+from lltopo.side_by_side import answers
 from lltopo.storage import Place
 from lltopo.study import Analysis
-from lltopo.tables import TREES, Field
+from lltopo.tables import TREES, Field, Tree
 
 
 def distance_rows(
@@ -45,7 +47,8 @@ def distance_rows(
         fields = [
             f for f, found in metadata.items() if f.split == split and found["status"] == "ok"
         ]
-        diagrams = shared([read_points(out, field, tree, analysis) for field in fields])
+        points = partial(_points, out, tree, analysis)
+        diagrams = shared(list(answers(points, fields, out)))
         calls = [
             Call((i, order), (diagrams, i, order))
             for order in analysis.order
@@ -70,6 +73,10 @@ def distances_to_later(
     return np.array(
         [wasserstein_distance(diagrams[i], later, order) for later in diagrams[i + 1 :]]
     )
+
+
+def _points(out: Place, tree: Tree, analysis: Analysis, field: Field) -> NDArray[np.float64]:
+    return read_points(out, field, tree, analysis)
 
 
 def _pairs(fields: Sequence[Field], i: int, distances: NDArray[np.float64]) -> Iterator[Row]:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import socket
+
 from lltopo.errors import InputError
 from lltopo.ingestion import losses_folder
 from lltopo.storage import Place, exists, read_bytes, write_bytes
 from lltopo.study import Study, changed_keys
 from lltopo.study_data import LossesData
 from lltopo.study_files import parsed_study, study_yaml
+
+
+def check_opened(out: Place) -> None:
+    """Raise an InputError where this node does not see the folder that the driver has opened."""
+    if not exists(out / "study.yaml"):
+        raise InputError(
+            f"{out}: is not seen from the node {socket.gethostname()}: expected a folder that all "
+            "nodes share. Give such a one, or a store's URI, as --out."
+        )
 
 
 def open_results(study: Study, out: Place) -> None:

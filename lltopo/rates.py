@@ -27,7 +27,7 @@ from lltopo.graph import Graph
 from lltopo.graph_files import MadeGraph
 from lltopo.loop import Worker, initial_state, recorded_losses, resident, set_up_torch, train_epoch
 from lltopo.neighbours import nearest_neighbours
-from lltopo.storage import Place, place
+from lltopo.storage import file_size, place
 from lltopo.study import Analysis, Run, Study
 from lltopo.tables import TREES, Field, LossTable, diagram_file, losses_file, write_losses
 
@@ -140,8 +140,8 @@ def field_rates(n_vertices: int, k: int, analysis: Analysis) -> FieldRates:
         measured()
         diagrams_s = _seconds(made_diagrams) / len(fields)
         distances_s = _seconds(measured)
-        losses = _n_bytes(losses_file(out / "losses", fields[0]))
-        diagrams = sum(_n_bytes(diagram_file(out, fields[0], tree)) for tree in TREES)
+        losses = file_size(losses_file(out / "losses", fields[0]))
+        diagrams = sum(file_size(diagram_file(out, fields[0], tree)) for tree in TREES)
     scale = n_vertices / n
     return FieldRates(
         diagrams_s * scale, distances_s * scale, int(losses * scale), int(diagrams * scale)
@@ -222,10 +222,6 @@ def _random_losses(n: int, rng: np.random.Generator) -> LossTable:
     loss = rng.gamma(0.3, size=n).astype(np.float32)
     label, prediction = rng.integers(0, _TYPICAL_LABELS, (2, n)).astype(np.int16)
     return LossTable(loss, label, prediction)
-
-
-def _n_bytes(file: Place) -> int:
-    return int(file.filesystem.get_file_info(file.path).size)
 
 
 def _peak_memory() -> int:

@@ -32,6 +32,7 @@ from lltopo.fanout import Call, fan_out, shared
 from lltopo.ingestion import losses_folder
 from lltopo.matrices import distance_rows
 from lltopo.recorder import split_metrics
+from lltopo.side_by_side import answers
 from lltopo.storage import Place
 from lltopo.study import Analysis, Study
 from lltopo.tables import (
@@ -74,7 +75,8 @@ def series_is_current(out: Place, study: Study, findings: Findings) -> bool:
         and stamp.inputs == series_digests(findings.metadata, analysis)
         and stamp.verified >= min(analysis.verify, len(findings.fields))
         and all(footer(out / f"{name}.parquet") is not None for name in files)
-        and _read(out / "metrics.parquet", schemas.METRICS) == _metrics(out, study, findings)
+        and _as_text(_read(out / "metrics.parquet", schemas.METRICS))
+        == _as_text(_metrics(out, study, findings))
     )
 
 
@@ -190,6 +192,11 @@ def _measured(
     return new if old is None else pa.concat_tables([_of_runs(old, known), new])
 
 
+def _as_text(table: pa.Table | None) -> str:
+    """A table's rows, to be compared: not a number is then the same as itself."""
+    return "" if table is None else json.dumps(table.to_pylist())
+
+
 def _of_runs(table: pa.Table, runs: Sequence[str]) -> pa.Table:
     return table.filter(pc.is_in(table["run"], pa.array(runs, pa.string())))
 
@@ -241,16 +248,19 @@ def _recorded_metrics(out: Place, study: Study, findings: Findings) -> Iterator[
     def epoch_of(field: Field) -> tuple[str, int]:
         return field.run, field.epoch
 
-    fields = sorted(findings.fields, key=epoch_of)
-    for (run, epoch), of_epoch in itertools.groupby(fields, epoch_of):
+    def rows(of_epoch: Sequence[Field]) -> list[Row]:
+        run, epoch = epoch_of(of_epoch[0])
         part = _read(metrics_file(losses.parent, run, epoch), schemas.METRICS_PART)
         found = [] if part is None else part.to_pylist()
         if part is None:
             unknown = {"learning_rate": None, "seconds": None}
             measured = (_measured_metrics(losses, field, findings) for field in of_epoch)
             found = [unknown | metrics for metrics in measured if metrics]
-        for row in found:
-            yield {"run": run, "epoch": epoch} | row
+        return [{"run": run, "epoch": epoch} | row for row in found]
+
+    fields = sorted(findings.fields, key=epoch_of)
+    epochs = (list(of_epoch) for _, of_epoch in itertools.groupby(fields, epoch_of))
+    yield from itertools.chain.from_iterable(answers(rows, epochs, losses))
 
 
 def _measured_metrics(losses: Place, field: Field, findings: Findings) -> Row | None:

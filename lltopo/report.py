@@ -12,11 +12,13 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from numpy.typing import NDArray
 
 from lltopo import claims, jump_plates, plates, seeds, slider, surface_plates, trajectories
 from lltopo.figures import COLOURS, png_bytes
@@ -24,11 +26,12 @@ from lltopo.plates import Diagrams, Plate
 from lltopo.results import (
     Number,
     Results,
+    Row,
     epochs,
     initial_rate,
     milestones,
     not_ok,
-    read_diagram,
+    read_diagrams,
     read_results,
 )
 from lltopo.sections import Split
@@ -150,7 +153,7 @@ def inputs_digest(results: Results) -> str:
     study = results.study.model_dump(
         mode="json", include={"runs", "report", "analysis"}, exclude={"analysis": {"verify"}}
     )
-    metrics = [row | {"seconds": None} for row in results.metrics]
+    metrics = [row | {"seconds": None} for rows in results.metrics.values() for row in rows]
     content = [study, results.series, metrics, results.correlations, results.contours]
     content += [results.distances, results.jumps, results.jump_diagrams, results.jump_summary]
     content += [results.surfaces, results.comparison]
@@ -189,8 +192,8 @@ def report_page(results: Results, digest: str) -> Page:
             n_thinned=len(epochs(results)) - len(shown),
             sections=sections,
             not_ok=not_ok(results),
-            series=[row for row in results.series if row["epoch"] in shown],
-            metrics=[row for row in results.metrics if row["epoch"] in shown],
+            series=_of_epochs(results.series, shown),
+            metrics=_of_epochs(results.metrics, shown),
             correlations=results.correlations,
             analysis=results.study.analysis,
         )
@@ -199,11 +202,17 @@ def report_page(results: Results, digest: str) -> Page:
 
 
 def _diagrams(results: Results, split: Split, tree: Tree, shown: list[int]) -> Diagrams:
-    return {
-        (run, epoch): read_diagram(results, run, split, tree, epoch)
-        for run in results.runs
-        for epoch in {*plates.heatmap_epochs(results, run), *({*shown} & {*epochs(results, run)})}
-    }
+    found: dict[tuple[str, int], NDArray[np.float64] | str] = {}
+    for run in seeds.first_seeds(results):
+        wanted = {*plates.heatmap_epochs(results, run), *({*shown} & {*epochs(results, run)})}
+        dgms = read_diagrams(results, run, split, tree, sorted(wanted))
+        found |= {(run, epoch): dgm for epoch, dgm in dgms.items()}
+    return found
+
+
+def _of_epochs(table: Mapping[str, list[Row]], shown: Sequence[int]) -> list[Row]:
+    wanted = {*shown}
+    return [row for rows in table.values() for row in rows if row["epoch"] in wanted]
 
 
 def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:

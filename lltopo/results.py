@@ -19,6 +19,7 @@ from lltopo import schemas, tables
 from lltopo.diagrams import PersistencePairs, diagram_of
 from lltopo.errors import InputError
 from lltopo.sections import Split
+from lltopo.side_by_side import answers
 from lltopo.storage import Place, exists
 from lltopo.study import Study
 from lltopo.tables import Tree
@@ -29,15 +30,16 @@ Row = dict[str, Any]
 class Results(NamedTuple):
     """The tables below a study's ``--out`` as rows, with the study that made them.
 
-    ``series`` and the others hold one mapping a row, as the schemas of :mod:`lltopo.tables` name
-    their columns; ``runs`` is in the study's order.
+    The tables hold one mapping a row, as the schemas of :mod:`lltopo.schemas` name their columns;
+    ``series`` and ``metrics``, which are looked at again and again, by run. ``runs`` is in the
+    study's order.
     """
 
     study: Study
     out: Place
     runs: tuple[str, ...]
-    series: list[Row]
-    metrics: list[Row]
+    series: Mapping[str, list[Row]]
+    metrics: Mapping[str, list[Row]]
     correlations: list[Row]
     contours: list[Row]
     distances: list[Row]
@@ -82,13 +84,15 @@ def read_results(study: Study, out: Place) -> Results:
             f"{out / 'series.parquet'}: is empty: expected a row for each epoch, got none. "
             "Analyse the study first."
         )
-    found = {row["run"] for row in series}
+    by_run = _by_run(series)
+    found = by_run.keys()
+    metrics = tables.read_table(out / "metrics.parquet", schemas.METRICS).to_pylist()
     return Results(
         study=study,
         out=out,
         runs=(*(run for run in study.runs if run in found), *sorted(found - study.runs.keys())),
-        series=series,
-        metrics=tables.read_table(out / "metrics.parquet", schemas.METRICS).to_pylist(),
+        series=by_run,
+        metrics=_by_run(metrics),
         correlations=tables.read_table(
             out / "correlations.parquet", schemas.CORRELATIONS
         ).to_pylist(),
@@ -102,24 +106,40 @@ def read_results(study: Study, out: Place) -> Results:
     )
 
 
+def _by_run(rows: Iterable[Row]) -> dict[str, list[Row]]:
+    found: dict[str, list[Row]] = {}
+    for row in rows:
+        found.setdefault(row["run"], []).append(row)
+    return found
+
+
 def _optional_rows(source: Place, schema: pa.Schema) -> list[Row]:
     """The rows of a table that not every study has."""
     return tables.read_table(source, schema).to_pylist() if exists(source) else []
 
 
-def read_diagram(
-    results: Results, run: str, split: Split, tree: Tree, epoch: int
-) -> NDArray[np.float64] | str:
-    """The persistence diagram of one field and tree, or the reason why there is none."""
-    rows = matching(topology_rows(results, run, split, tree), epoch=epoch)
-    if not rows:
-        return f"no epoch {epoch}"
-    if rows[0]["status"] != "ok":
-        return f"{rows[0]['status']}: {rows[0]['reason'] or 'no reason given'}"
-    field = tables.Field(run, split, epoch)
-    columns = tables.read_table(tables.diagram_file(results.out, field, tree), schemas.DIAGRAM)
+def read_diagrams(
+    results: Results, run: str, split: Split, tree: Tree, epochs: Iterable[int]
+) -> dict[int, NDArray[np.float64] | str]:
+    """By epoch, the persistence diagram of a run's field and tree, or why there is none."""
+    rows = {row["epoch"]: row for row in topology_rows(results, run, split, tree)}
+    wanted = list(epochs)
+
+    def read(epoch: int) -> NDArray[np.float64] | str:
+        row = rows.get(epoch)
+        return f"no epoch {epoch}" if row is None else _read_diagram(results, row)
+
+    return dict(zip(wanted, answers(read, wanted, results.out), strict=True))
+
+
+def _read_diagram(results: Results, row: Row) -> NDArray[np.float64] | str:
+    if row["status"] != "ok":
+        return f"{row['status']}: {row['reason'] or 'no reason given'}"
+    field = tables.Field(row["run"], row["split"], row["epoch"])
+    source = tables.diagram_file(results.out, field, row["tree"])
+    columns = tables.read_table(source, schemas.DIAGRAM)
     pairs = PersistencePairs(*(columns[name].to_numpy() for name in schemas.DIAGRAM.names))
-    return diagram_of(pairs, results.study.analysis.essential, tree)
+    return diagram_of(pairs, results.study.analysis.essential, row["tree"])
 
 
 def matching(rows: Iterable[Row], **key: Any) -> list[Row]:
@@ -140,23 +160,24 @@ def topology_rows(
 ) -> list[Row]:
     """The series of one run, split and tree; ``order`` defaults to the study's first."""
     chosen = order if order is not None else orders(results)[0]
-    return matching(results.series, run=run, split=split, tree=tree, order=chosen)
+    return matching(results.series.get(run, ()), split=split, tree=tree, order=chosen)
 
 
 def training_rows(results: Results, run: str, split: Split) -> list[Row]:
     """The metrics of one run on one split."""
-    return matching(results.metrics, run=run, split=split)
+    return matching(results.metrics.get(run, ()), split=split)
 
 
 def orders(results: Results) -> list[float]:
     """The orders of the Wasserstein distances, the study's first one first."""
-    found = sorted({row["order"] for row in results.series})
+    found = sorted({row["order"] for rows in results.series.values() for row in rows})
     return sorted(found, key=lambda order: order != results.study.analysis.order[0])
 
 
 def epochs(results: Results, run: str | None = None) -> list[int]:
     """Every epoch of a run, or of all runs, rising."""
-    return sorted({row["epoch"] for row in results.series if run in (None, row["run"])})
+    runs = results.series if run is None else [run]
+    return sorted({row["epoch"] for one in runs for row in results.series.get(one, ())})
 
 
 def milestones(results: Results, run: str) -> list[int]:
@@ -184,7 +205,8 @@ def not_ok(results: Results) -> list[Row]:
     """One row of the series for each (run, split, epoch) that is not ``ok``."""
     found = {
         (row["run"], row["epoch"], row["split"]): row
-        for row in results.series
+        for rows in results.series.values()
+        for row in rows
         if row["status"] != "ok"
     }
     return [found[key] for key in sorted(found)]
@@ -201,18 +223,19 @@ def topology_number(
 ) -> Number:
     """A number of the series, of the study's first order."""
     key = {"run": run, "split": split, "tree": tree, "epoch": epoch, "order": orders(results)[0]}
-    return number(results.series, "series", column, **key)
+    return number(results.series.get(run, ()), "series", column, **key)
 
 
 def training_number(results: Results, column: str, run: str, split: Split, epoch: int) -> Number:
     """A number of the metrics."""
-    return number(results.metrics, "metrics", column, run=run, split=split, epoch=epoch)
+    rows = results.metrics.get(run, ())
+    return number(rows, "metrics", column, run=run, split=split, epoch=epoch)
 
 
 def _rates(results: Results, run: str) -> list[tuple[int, float]]:
     found = {
         row["epoch"]: row["learning_rate"]
-        for row in results.metrics
-        if row["run"] == run and row["epoch"] > 0 and row["learning_rate"] is not None
+        for row in results.metrics.get(run, ())
+        if row["epoch"] > 0 and row["learning_rate"] is not None
     }
     return sorted(found.items())

@@ -23,10 +23,14 @@ from lltopo.opening import open_results
 from lltopo.reduction import Findings, series_is_current, write_series
 from lltopo.sections import SPLITS
 from lltopo.session import Session, study_session
+from lltopo.side_by_side import answers
 from lltopo.storage import Place, place, remove_partial_files
 from lltopo.study import Study
 from lltopo.study_data import LossesData
 from lltopo.tables import Field, complete_epochs, recorded_digest
+
+Recorded = Mapping[str, set[int]]
+"""The epochs of each run that are recorded, whole."""
 
 _TICK_SECONDS = 0.5
 
@@ -51,11 +55,12 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
     open_results(study, out)
     if set(stages) != {"report"}:
         remove_partial_files(out)
-    to_train = unfinished_runs(study, out) if "train" in stages else []
+    complete = recorded_runs(study, out) if {"train", "analyze"} & set(stages) else {}
+    to_train = unfinished_runs(study, complete) if "train" in stages else []
     graphs = _prepared(session, to_train, needs_graphs=bool({"graph", "analyze"} & set(stages)))
     findings = None
     if "analyze" in stages:
-        findings = known_findings(session, graphs, to_train)
+        findings = known_findings(session, graphs, complete, to_train)
     problems: list[str] = []
     # started by the first stage that needs it, and kept for the next
     with ExitStack() as ray:
@@ -104,17 +109,21 @@ def _prepared(
     return graphs
 
 
-def unfinished_runs(study: Study, out: Place) -> list[str]:
+def recorded_runs(study: Study, out: Place) -> Recorded:
+    """The epochs of each run whose metrics and loss tables are there."""
+    return {name: complete_epochs(out, name, SPLITS) for name in study.runs}
+
+
+def unfinished_runs(study: Study, complete: Recorded) -> list[str]:
     """The runs that lack an epoch's metrics or loss tables."""
-    return [
-        name
-        for name, run in study.runs.items()
-        if not complete_epochs(out, name, SPLITS) >= set(range(run.training.epochs + 1))
-    ]
+    return [run for run in study.runs if not complete[run] >= _epochs(study, run)]
 
 
 def known_findings(
-    session: Session, graphs: Mapping[str, MadeGraph], to_train: Sequence[str]
+    session: Session,
+    graphs: Mapping[str, MadeGraph],
+    complete: Recorded,
+    to_train: Sequence[str],
 ) -> Findings:
     """The fields to analyze and, of those whose diagrams are there, the metadata."""
     study, out, notify = session
@@ -122,13 +131,15 @@ def known_findings(
         record_given_losses(study.data, out, lambda done, of: notify("losses", done, of, ""))
         findings = Findings(given_fields(study.data), {}, {})
     else:
-        findings = _trained_findings(session, to_train)
+        findings = _trained_findings(session, complete, to_train)
     losses = losses_folder(study, out)
-    metadata = {}
-    for field in findings.fields:
-        found = current_metadata(losses, out, field, graphs[field.split].digest)
-        if found is not None:
-            metadata[field] = interned(found)
+
+    def known(field: Field) -> dict[str, str] | None:
+        return current_metadata(losses, out, field, graphs[field.split].digest)
+
+    where = losses if out.is_local else out
+    found = zip(findings.fields, answers(known, findings.fields, where), strict=True)
+    metadata = {field: interned(of_field) for field, of_field in found if of_field is not None}
     return findings._replace(metadata=metadata)
 
 
@@ -151,15 +162,15 @@ def _with_ray(
         if findings is None:
             for _ in arriving_fields(session, [], futures):
                 time.sleep(_TICK_SECONDS)
-            return _training_problems(futures)
+            return _training_problems(session, futures)
         made = {split: shared(graph) for split, graph in graphs.items()}
         findings = _with_diagrams(session, made, findings, futures)
         # trained again elsewhere, an epoch may have other bits than when its diagrams were made
         fresh = _without_stale(session, findings, to_train)
         if fresh.metadata.keys() != findings.metadata.keys():
             findings = _with_diagrams(session, made, fresh, {})
-        problems = _training_problems(futures)
-        return problems + write_series(session.out, study, findings, made)
+        problems = _training_problems(session, futures)
+        return problems + write_series(out, study, findings, made)
 
 
 def _with_diagrams(
@@ -192,16 +203,20 @@ def _with_diagrams(
 def _without_stale(session: Session, findings: Findings, runs: Iterable[str]) -> Findings:
     """The findings less the diagrams of ``runs`` whose losses were recorded otherwise since."""
     losses = losses_folder(session.study, session.out)
-    kept = {
-        field: found
-        for field, found in findings.metadata.items()
-        if field.run not in runs or found["losses"] == recorded_digest(losses, field)
+    trained = [field for field in findings.metadata if field.run in runs]
+    digests = answers(lambda field: recorded_digest(losses, field), trained, losses)
+    stale = {
+        field
+        for field, digest in zip(trained, digests, strict=True)
+        if digest != findings.metadata[field]["losses"]
     }
+    kept = {field: found for field, found in findings.metadata.items() if field not in stale}
     return findings._replace(metadata=kept)
 
 
-def _training_problems(futures: Futures) -> list[str]:
-    """A line for each run that failed; a wrong input is raised."""
+def _training_problems(session: Session, futures: Futures) -> list[str]:
+    """A line for each run that failed or whose tables are not here; a wrong input is raised."""
+    study, out, _ = session
     problems = []
     for run, future in futures.items():
         error = future.exception()
@@ -209,10 +224,19 @@ def _training_problems(futures: Futures) -> list[str]:
             raise error
         if error is not None:
             problems.append(f"run {run}: training failed: {type(error).__name__}: {error}")
+        elif not complete_epochs(out, run, SPLITS) >= _epochs(study, run):
+            problems.append(
+                f"run {run}: was trained, but not all its tables are in {out}: expected a folder "
+                "that all nodes share. Give such a one, or a store's URI, as --out."
+            )
     return problems
 
 
-def _trained_findings(session: Session, to_train: Sequence[str]) -> Findings:
+def _epochs(study: Study, run: str) -> set[int]:
+    return set(range(study.runs[run].training.epochs + 1))
+
+
+def _trained_findings(session: Session, recorded: Recorded, to_train: Sequence[str]) -> Findings:
     """All fields of the runs that are being trained, and those of the others up to their last.
 
     An epoch whose table is lost counts as failed; a run without any is told of.
@@ -221,7 +245,7 @@ def _trained_findings(session: Session, to_train: Sequence[str]) -> Findings:
     fields: list[Field] = []
     lost: dict[Field, str] = {}
     for name, run in study.runs.items():
-        complete = complete_epochs(out, name, SPLITS)
+        complete = recorded[name]
         last = run.training.epochs if name in to_train else max(complete, default=-1)
         if last < run.training.epochs:
             notify(f"run {name}", last + 1, run.training.epochs + 1, "epochs trained so far")

@@ -11,26 +11,41 @@ environment's of each process alone: a URI with any is refused, and no place hol
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import threading
 import time
 import uuid
 from collections.abc import Callable
 from contextlib import suppress
+from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import parse_qsl
 
-from pyarrow import ArrowException, NativeFile
+from pyarrow import ArrowException
 from pyarrow import fs as pafs
 
 from lltopo.errors import InputError, TransientError
 from lltopo.faults import delays, first_line, told_fault
+from lltopo.orphans import is_dead, is_of_this_machine, own_mark
 
 Found = TypeVar("Found")
 
 RETRY_SECONDS = 60.0
 _PARTIAL = ".partial"
+_ORPHANED_SECONDS = 3600.0
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+_HARMLESS = {  # options of a URI
+    "scheme",
+    "region",
+    "endpoint_override",
+    "force_virtual_addressing",
+    "allow_bucket_creation",
+    "default_bucket_location",
+    "project_id",
+    "retry_limit_seconds",
+}
 _GS_PATIENCE = "retry_limit_seconds=10"  # of the client; ours comes on top of it
 
 
@@ -43,6 +58,10 @@ class Place(NamedTuple):
     filesystem: pafs.FileSystem
     path: str
     retry_s: float = RETRY_SECONDS
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # unpickled by itself, each would connect anew, and ask anew for credentials
+        return _unpickled, (pickle.dumps(self.filesystem), self.path, self.retry_s)
 
     def __truediv__(self, name: str) -> Place:
         return self._replace(path=f"{self.path.rstrip('/')}/{name}")
@@ -63,6 +82,16 @@ class Place(NamedTuple):
     def is_local(self) -> bool:
         """Whether it lies on a disk of this machine."""
         return isinstance(self.filesystem, pafs.LocalFileSystem)
+
+
+def _unpickled(filesystem: bytes, path: str, retry_s: float) -> Place:
+    return Place(_known(filesystem), path, retry_s)
+
+
+@lru_cache(maxsize=16)
+def _known(filesystem: bytes) -> pafs.FileSystem:
+    """A file system of this process's own driver, once for all that it sends."""
+    return pickle.loads(filesystem)
 
 
 def place(uri: str | os.PathLike[str], retry_s: float = RETRY_SECONDS) -> Place:
@@ -101,12 +130,15 @@ def place(uri: str | os.PathLike[str], retry_s: float = RETRY_SECONDS) -> Place:
 def check_no_credentials(uri: str) -> None:
     """Raise an InputError for a store's URI with credentials in it, without repeating them."""
     scheme, _, rest = uri.partition("://")
+    if scheme not in ("s3", "gs"):
+        return
     bucket = re.split(r"[/?]", rest)[0].removeprefix("anonymous@")
-    if scheme in ("s3", "gs") and re.search("[@:]", bucket):
+    query = parse_qsl(rest.partition("?")[2], keep_blank_values=True)
+    if re.search("[@:]", bucket) or not {key for key, _ in query} <= _HARMLESS:
         raise InputError(
-            f"a {scheme} URI: holds credentials or a port: expected {scheme}://BUCKET/PATH. Give "
-            "credentials in the environment, such as AWS_ACCESS_KEY_ID, and an endpoint as "
-            "AWS_ENDPOINT_URL."
+            f"a {scheme} URI: holds credentials, a port or an unknown option: expected "
+            f"{scheme}://BUCKET/PATH. Give credentials in the environment, such as "
+            "AWS_ACCESS_KEY_ID, and an endpoint as AWS_ENDPOINT_URL."
         )
 
 
@@ -161,7 +193,7 @@ def write_bytes(target: Place, content: bytes) -> None:
 
 
 def _write_and_rename(final: Path, content: bytes) -> None:
-    partial = final.with_name(f".{final.name}.{uuid.uuid4().hex}{_PARTIAL}")
+    partial = final.with_name(f".{final.name}.{own_mark()}.{uuid.uuid4().hex}{_PARTIAL}")
     try:
         final.parent.mkdir(parents=True, exist_ok=True)
         partial.write_bytes(content)
@@ -193,18 +225,6 @@ def _put(target: Place, content: bytes) -> None:
         raise faults[0]
 
 
-def open_file(source: Place) -> NativeFile:
-    """Open a file for reading; FileNotFoundError where there is none.
-
-    What is then read is not tried again; `read_bytes` and `read_end` are.
-    """
-
-    def opened() -> NativeFile:
-        return source.filesystem.open_input_file(source.path)
-
-    return _patiently(source, "read", opened, FileNotFoundError)
-
-
 def read_bytes(source: Place) -> bytes:
     """Return the content of a file; FileNotFoundError where there is none."""
 
@@ -224,6 +244,24 @@ def read_end(source: Place, n_bytes: int) -> bytes:
             return bytes(stream.read_at(n_bytes, start))
 
     return _patiently(source, "read", end, FileNotFoundError)
+
+
+def read_part(source: Place, start: int, n_bytes: int) -> bytes:
+    """Return some bytes of a file, fewer where it ends before; FileNotFoundError without one."""
+
+    def part() -> bytes:
+        with source.filesystem.open_input_file(source.path) as stream:
+            return bytes(stream.read_at(n_bytes, start))
+
+    return _patiently(source, "read", part, FileNotFoundError)
+
+
+def file_size(source: Place) -> int:
+    """Return a file's size in bytes; FileNotFoundError where there is none."""
+    info = _patiently(source, "read", lambda: source.filesystem.get_file_info(source.path))
+    if info.type != pafs.FileType.File:
+        raise FileNotFoundError(str(source))
+    return int(info.size)
 
 
 def exists(target: Place) -> bool:
@@ -265,10 +303,23 @@ def remove(target: Place) -> None:
 
 
 def remove_partial_files(folder: Place) -> None:
-    """Clear away what a killed process left half written."""
+    """Clear away what a killed process left half written; what a living one writes stays.
+
+    Of another machine's processes nothing is known: theirs stays for an hour.
+    """
     for name in _all_below(folder) if folder.is_local else []:
-        if name.endswith(_PARTIAL):
+        if name.endswith(_PARTIAL) and _is_orphaned(Path((folder / name).path)):
             remove(folder / name)
+
+
+def _is_orphaned(partial: Path) -> bool:
+    mark = partial.name.split(".")[-3]
+    if is_of_this_machine(mark):
+        return is_dead(mark)
+    try:
+        return time.time() - partial.stat().st_mtime > _ORPHANED_SECONDS
+    except OSError:
+        return False  # just ended
 
 
 def _type(target: Place) -> pafs.FileType:

@@ -3,8 +3,8 @@
 The job is lltopo's own command line on the cluster. What is uploaded is small: the study as
 resolved here, the modules of its own functions, and this very package, so that the cluster runs
 the code that was read. A job's name comes from its study and ``--out``, and the results say what
-is done: to submit again is to go on, and a job that still runs is attached to, never started
-twice. (Ray's Jobs API; https://docs.ray.io/en/latest/cluster/running-applications/job-submission)
+is done: to submit again is to go on, and a job that still works on an ``--out`` is attached to,
+never started twice. (Ray's Jobs API; https://docs.ray.io/en/latest/cluster/running-applications/job-submission)
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ _TALKATIVE = ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modul
 _ESCAPES = re.compile(
     r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours, movements of the cursor
     r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links
-    r"|[\x00-\x08\x0b-\x1f\x7f]"
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"
 )
 _NOT_UPLOADED = ["__pycache__"]
 
@@ -88,7 +88,7 @@ def submission(study: Study, out: str, name: str) -> Submission:
     if "://" not in out:
         return Submission(study, str(Path(out).expanduser().absolute()), name)
     check_no_credentials(out)
-    return Submission(study, out, name)
+    return Submission(study, out.rstrip("/"), name)
 
 
 @contextmanager
@@ -153,12 +153,11 @@ def submitted_job(
         not set.
     """
     environment = {name: _variable(name) for name in forwarded}
-    stem = _stem(wanted)
-    earlier = _attempts(client, stem)
-    for attempt, details in earlier.items():
+    earlier = _attempts(client, wanted.out)
+    for details in earlier.values():
         if not details.status.is_terminal():
-            return Started(_attached(wanted, _job(stem, attempt), details), True)
-    job = _job(stem, 1 + max(earlier, default=0))
+            return Started(_attached(wanted, str(details.submission_id), details), True)
+    job = f"{wanted.name}-{_digest(wanted.out)}-{1 + max(earlier, default=0)}"
     with tempfile.TemporaryDirectory(prefix="lltopo-") as folder:
         _write_working_folder(Path(folder), wanted.study)
         try:
@@ -291,17 +290,13 @@ async def _next(tail: AsyncIterator[str]) -> str:
         raise ConnectionError(str(error)) from error
 
 
-def _stem(wanted: Submission) -> str:
-    return f"{wanted.name}-{hashlib.sha256(wanted.out.encode()).hexdigest()[:8]}"
+def _digest(out: str) -> str:
+    return hashlib.sha256(out.encode()).hexdigest()[:8]
 
 
-def _job(stem: str, attempt: int) -> str:
-    return f"{stem}-{attempt}"
-
-
-def _attempts(client: JobSubmissionClient, stem: str) -> dict[int, JobDetails]:
-    """The jobs that have worked on a study's results, by the number at their names' end."""
-    named = re.compile(re.escape(stem) + r"-(\d+)")
+def _attempts(client: JobSubmissionClient, out: str) -> dict[int, JobDetails]:
+    """The jobs that have worked on these results, by the number at their names' end."""
+    named = re.compile(rf".+-{_digest(out)}-(\d+)")
     found = ((named.fullmatch(job.submission_id or ""), job) for job in client.list_jobs())
     return {int(match[1]): job for match, job in found if match}
 

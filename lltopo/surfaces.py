@@ -22,6 +22,7 @@ from lltopo.errors import InputError
 from lltopo.fanout import Call, Need, fan_out, shared, takes_gpu
 from lltopo.sections import SPLITS
 from lltopo.session import Session, study_session
+from lltopo.side_by_side import answers
 from lltopo.storage import Place, exists, remove
 from lltopo.study import Run, Study, run_digest, surface_epochs
 from lltopo.study_data import LossesData
@@ -134,11 +135,9 @@ def is_current(plan: PlannedSurface) -> bool:
 
 def missing_rows(plan: PlannedSurface) -> list[int]:
     """The rows of a surface's grid that are not there, whole, of these settings and weights."""
-    return [
-        row
-        for row in range(len(plan.axis))
-        if not plan.made_of.items() <= (tables.footer(_row_file(plan, row)) or {}).items()
-    ]
+    rows = range(len(plan.axis))
+    found = answers(lambda row: tables.footer(_row_file(plan, row)) or {}, rows, plan.target)
+    return [row for row, made_of in enumerate(found) if not plan.made_of.items() <= made_of.items()]
 
 
 def write_row(plan: PlannedSurface, row: int, run: Run, data: DataSet) -> None:
@@ -174,7 +173,8 @@ def write_row(plan: PlannedSurface, row: int, run: Run, data: DataSet) -> None:
 
 def gather_rows(plan: PlannedSurface) -> None:
     """Write a surface of its rows, which are all there, and remove them."""
-    rows = [tables.read_table(_row_file(plan, row)) for row in range(len(plan.axis))]
+    files = [_row_file(plan, row) for row in range(len(plan.axis))]
+    rows = list(answers(tables.read_table, files, plan.target))
     metadata = tables.footer(_row_file(plan, 0)) or {}
     loss, accuracy = (
         {split: np.stack([row[f"{split}_{name}"].to_numpy() for row in rows]) for split in SPLITS}

@@ -28,7 +28,7 @@ TREES: tuple[Tree, Tree] = ("join", "split")
 _FOOTER_BYTES = 2**14
 _ROWS_AT_A_TIME = 4096
 _LOSSES_NAME = re.compile(r"run=([^/]+)/split=([^/]+)/epoch=(\d+)/part-0\.parquet")
-_METRICS_NAME = re.compile(r"epoch=(\d+)/part-0\.parquet")
+_EPOCH_NAME = re.compile(r"epoch=(\d+)/part-0\.parquet")
 
 
 class Field(NamedTuple):
@@ -76,11 +76,26 @@ def fields_in(losses: Place) -> list[Field]:
     return sorted(Field(name[1], name[2], int(name[3])) for name in names if name)
 
 
+def recorded_epochs(out: Place, run: str) -> set[int]:
+    """Return the epochs of a run whose metrics, which are written last, are there."""
+    return _epochs_below(out / f"metrics/run={run}")
+
+
 def complete_epochs(out: Place, run: str, splits: Sequence[str]) -> set[int]:
-    """Return the epochs of a run of which `is_complete` holds."""
-    names = [_METRICS_NAME.fullmatch(name) for name in files_below(out / f"metrics/run={run}")]
-    epochs = {int(name[1]) for name in names if name}
-    return {epoch for epoch in epochs if is_complete(out, run, epoch, splits)}
+    """Return the epochs of a run of which `is_complete` holds.
+
+    Of a store, where a file is whole or absent, their names alone are asked for.
+    """
+    epochs = recorded_epochs(out, run)
+    if out.is_local:
+        return {epoch for epoch in epochs if is_complete(out, run, epoch, splits)}
+    folders = (out / f"losses/run={run}/split={split}" for split in splits)
+    return epochs.intersection(*map(_epochs_below, folders))
+
+
+def _epochs_below(folder: Place) -> set[int]:
+    names = (_EPOCH_NAME.fullmatch(name) for name in files_below(folder))
+    return {int(name[1]) for name in names if name}
 
 
 def is_complete(out: Place, run: str, epoch: int, splits: Sequence[str]) -> bool:

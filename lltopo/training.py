@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 import socket
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -28,6 +28,7 @@ from ray.train.collective import broadcast_from_rank_zero
 from lltopo.errors import InputError
 from lltopo.fanout import cluster_total, takes_gpu
 from lltopo.jump_files import Trajectory
+from lltopo.opening import check_opened
 from lltopo.storage import Place
 from lltopo.study import Study
 from lltopo.study_data import LossesData
@@ -154,12 +155,22 @@ def _fit(study: Study, loop: Loop, state: Place) -> None:
     try:
         trainer.fit()
     except ray.train.WorkerGroupError as error:
-        # Train's own message is a whole traceback; the cause says it in a line
-        for cause in error.worker_failures.values():
-            if isinstance(cause, InputError):
-                raise cause from error
-            raise RuntimeError(" ".join(str(cause).split()[-60:])) from error
-        raise
+        raise _told_failure(error.worker_failures.values()) from error
+
+
+def _told_failure(causes: Iterable[BaseException]) -> Exception:
+    """What to tell of workers' failures, each of which is a whole traceback.
+
+    A wrong input where there is one; and of others, that which is no mere loss of a connection: the
+    workers that a failed one leaves behind lose theirs.
+    """
+    found = list(causes)
+    for cause in found:
+        if isinstance(cause, InputError):
+            return cause
+    told = [" ".join(str(cause).split()[-60:]) for cause in found]
+    own = [text for text in told if "connection" not in text.lower()]
+    return RuntimeError((own or told or ["its workers failed"])[0])
 
 
 def _run_loop(study: Study, out: Place, name: str) -> Loop:
@@ -173,6 +184,7 @@ def _train_worker(config: dict[str, Any]) -> None:
 
     study = resolved_study(config["study"], "study")
     assert not isinstance(study.data, LossesData)
+    check_opened(config["out"])
     worker = _worker()
     with _process_group(worker):
         train_run(study, config["run"], load_data(study.data), config["out"], worker)
@@ -184,6 +196,7 @@ def _jump_worker(config: dict[str, Any]) -> None:
 
     study = resolved_study(config["study"], "study")
     assert not isinstance(study.data, LossesData)
+    check_opened(config["out"])
     data = load_data(study.data)
     sample_trajectories(study, data, config["trajectories"], config["out"], _worker())
 

@@ -13,6 +13,11 @@ from typing import NamedTuple
 
 import psutil
 
+from lltopo.orphans import own_mark
+
+DEAD = f"{own_mark().rpartition('-')[0]}-{2**22 + 1}"
+"""The mark of a process of this machine that cannot be: its number is too large."""
+
 PATIENCE = 240.0
 """Seconds after which a test gives up waiting."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from concurrent.futures import Future
 from pathlib import Path
 
+import numpy as np
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 from pyarrow import fs as pafs
@@ -12,8 +13,11 @@ from tiny import tiny_study
 
 from lltopo import arrivals
 from lltopo.arrivals import arriving_fields
+from lltopo.schemas import METRICS_PART
+from lltopo.sections import SPLITS
 from lltopo.session import Session
 from lltopo.storage import Place, place
+from lltopo.tables import Field, LossTable, metrics_file, write_losses, write_table
 
 STORE = Place(pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem())), "/bucket")
 
@@ -24,12 +28,12 @@ def test_a_store_is_looked_at_seldom_and_once_more_at_the_end(
 ) -> None:
     now, looks = [100.0], []
 
-    def looked(folder: Place) -> list[str]:
+    def looked(out: Place, run: str) -> set[int]:
         looks.append(now[0])
-        return []
+        return set()
 
     monkeypatch.setattr(arrivals.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(arrivals, "files_below", looked)
+    monkeypatch.setattr(arrivals, "recorded_epochs", looked)
     out = place(tmp_path) if local else STORE
     session = Session(tiny_study(tmp_path), out, lambda job, done, of, note: None)
     training: Future[None] = Future()
@@ -43,3 +47,59 @@ def test_a_store_is_looked_at_seldom_and_once_more_at_the_end(
     assert next(arriving) == []
     assert len(looks) == n_looks + 1
     assert list(arriving) == []
+
+
+def test_a_slow_folder_is_not_looked_at_all_the_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, looks = [100.0], []
+
+    def looked(out: Place, run: str) -> set[int]:
+        looks.append(now[0])
+        now[0] += 2.0
+        return set()
+
+    monkeypatch.setattr(arrivals.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(arrivals, "recorded_epochs", looked)
+    session = Session(tiny_study(tmp_path), place(tmp_path), lambda job, done, of, note: None)
+    training: Future[None] = Future()
+    arriving = arriving_fields(session, [], {"only": training})
+    while now[0] < 200.0:
+        assert next(arriving) == []
+        now[0] += 0.125
+    assert 4 <= len(looks) <= 5
+
+
+def test_epochs_arrive_once_each_and_other_runs_at_once(tmp_path: Path) -> None:
+    out, told = place(tmp_path), []
+    study = tiny_study(tmp_path)
+    session = Session(study, out, lambda job, done, of, note: told.append((job, done)))
+    fields = [
+        Field(run, split, epoch)
+        for run in ("only", "other")
+        for split in SPLITS
+        for epoch in (0, 1)
+    ]
+    training: Future[None] = Future()
+    arriving = arriving_fields(session, fields, {"only": training})
+    assert {*next(arriving)} == {field for field in fields if field.run == "other"}
+    record_epoch(out, 0)
+    write_losses(out / "losses", Field("only", "train", 1), LOSSES)  # not its metrics as yet
+    assert {*next(arriving)} == {Field("only", split, 0) for split in SPLITS}
+    assert told == [("train only", 1)]
+    record_epoch(out, 1)
+    training.set_result(None)
+    rest = [field for ready in arriving for field in ready]
+    assert {*rest} == {Field("only", split, 1) for split in SPLITS}
+    assert len(rest) == 2
+    assert told[-1] == ("train only", 2)
+
+
+LOSSES = LossTable(np.ones(3, np.float32), None, None)
+
+
+def record_epoch(out: Place, epoch: int) -> None:
+    for split in SPLITS:
+        write_losses(out / "losses", Field("only", split, epoch), LOSSES)
+    rows = [{"split": split, "loss": 1.0, "accuracy": 0.5} for split in SPLITS]
+    write_table(metrics_file(out, "only", epoch), rows, METRICS_PART)

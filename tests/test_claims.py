@@ -81,7 +81,7 @@ def test_rank_correlation_equals_that_of_the_ranks(tmp_path):
     study, out = planted_study(Plan(n_pairs=5, persistence=lambda *key: noise[key]), tmp_path)
     results = read_results(study, out)
     for finding in thesis_claims(results)[FALLS].findings:
-        rows = matching(results.series, run=finding.runs[0], split=finding.split, tree=finding.tree)
+        rows = matching(results.series[finding.runs[0]], split=finding.split, tree=finding.tree)
         told = [row for row in rows if row["epoch"] > 0]
         ranks = np.argsort(np.argsort([row["total_persistence"] for row in told]))
         expected = np.corrcoef(ranks, [row["epoch"] for row in told])[0, 1]

@@ -146,7 +146,7 @@ def test_weights_are_read_by_blocks(tmp_path: Path) -> None:
         vector.flags.writeable = False
         write_weights(source, vector)
         assert np.array_equal(np.load(source.path, allow_pickle=False), vector)
-    blocks = list(weight_blocks(sources, 10))
+    blocks = list(weight_blocks(sources, 4 * 5 * 10))
     assert [block.shape for block in blocks] == [(5, 10), (5, 10), (5, 3)]
     assert np.array_equal(np.concatenate(blocks, axis=1), vectors)
 

@@ -14,17 +14,21 @@ from typing import Any, ClassVar
 import pyarrow as pa
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
+from processes import DEAD
 from pyarrow import fs as pafs
 
 from lltopo import storage
 from lltopo.errors import InputError, StorageError, TransientError
+from lltopo.orphans import own_mark
 from lltopo.storage import (
     Place,
     exists,
+    file_size,
     files_below,
     place,
     read_bytes,
     read_end,
+    read_part,
     remove,
     remove_partial_files,
     safe_name,
@@ -82,6 +86,17 @@ def test_a_place_travels_to_another_process(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(place(tmp_path))) == place(tmp_path)
 
 
+def test_places_that_have_travelled_share_their_connections() -> None:
+    store = place("s3://bucket/x?endpoint_override=127.0.0.1:9&scheme=http&region=x", 7.0)
+    elsewhere = place("s3://bucket/x?endpoint_override=127.0.0.1:8&scheme=http&region=x")
+    first, second, third = (
+        pickle.loads(pickle.dumps(one)) for one in (store, store / "y", elsewhere)
+    )
+    assert first.filesystem is second.filesystem
+    assert first.filesystem != third.filesystem
+    assert (first, second) == (store, store / "y")
+
+
 # -- whole or absent --
 
 
@@ -126,13 +141,21 @@ def test_a_file_appears_only_under_its_whole_content(
 
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
+    left = {
+        "dead": f".part-0.parquet.{DEAD}.01.partial",
+        "living": f".part-0.parquet.{own_mark()}.02.partial",
+        "elsewhere": ".part-0.parquet.elsewhere-1.03.partial",
+        "long ago": ".part-0.parquet.elsewhere-1.04.partial",
+    }
     (tmp_path / "a").mkdir()
-    (tmp_path / "a" / ".part-0.parquet.0123.partial").write_bytes(b"x")
-    (tmp_path / "a" / "part-0.parquet").write_bytes(b"x")
-    # it counts as absent before, too: its process may be writing still
+    for name in ("part-0.parquet", *left.values()):
+        (tmp_path / "a" / name).write_bytes(b"x")
+    long_ago = time.time() - 7200
+    os.utime(tmp_path / "a" / left["long ago"], (long_ago, long_ago))
+    # they count as absent before, too
     assert files_below(place(tmp_path)) == ["a/part-0.parquet"]
     remove_partial_files(place(tmp_path))
-    assert os.listdir(tmp_path / "a") == ["part-0.parquet"]
+    assert {*os.listdir(tmp_path / "a")} == {"part-0.parquet", left["living"], left["elsewhere"]}
 
 
 @pytest.mark.parametrize("below", ["file", "file/deeper", "file/deeper/still"])
@@ -188,7 +211,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Place:
 USES = {
     "info": exists,
     "find": files_below,
-    "rb": lambda root: read_bytes(root / "file"),
+    "rb": lambda root: read_part(root / "file", 0, 1),
     "wb": lambda root: write_bytes(root / "other", b"x"),
 }
 
@@ -301,6 +324,22 @@ def test_the_end_of_a_file(root: Place, n_bytes: int) -> None:
         read_end(root / "never", n_bytes)
 
 
+@pytest.mark.parametrize(("start", "n_bytes"), [(0, 6), (0, 0), (2, 3), (4, 9), (6, 1)])
+def test_a_part_of_a_file(root: Place, start: int, n_bytes: int) -> None:
+    write_bytes(root / "file", b"012345")
+    assert read_part(root / "file", start, n_bytes) == b"012345"[start : start + n_bytes]
+    with pytest.raises(FileNotFoundError):
+        read_part(root / "never", start, n_bytes)
+
+
+def test_the_size_of_a_file(root: Place) -> None:
+    write_bytes(root / "folder/file", b"012345")
+    assert file_size(root / "folder/file") == 6
+    for name in ("never", "folder"):
+        with pytest.raises(FileNotFoundError, match=name):
+            file_size(root / name)
+
+
 @pytest.mark.parametrize("operation", [exists, files_below, read_bytes, remove])
 def test_a_path_that_cannot_be_reached_is_refused(
     tmp_path: Path, operation: Callable[[Place], Any]
@@ -362,8 +401,11 @@ def test_credentials_in_a_uri_are_refused_and_not_repeated(uri: str) -> None:
     assert "environment" in str(caught.value)
 
 
-def test_credentials_in_a_study_are_refused_before_they_are_written() -> None:
-    data = {"source": "losses", "losses": "s3://AKIA:topsecret@bucket/x", "features": {}}
+@pytest.mark.parametrize(
+    "uri", ["s3://AKIA:topsecret@bucket/x", "s3://bucket/x?access_key=AKIA&secret_key=topsecret"]
+)
+def test_credentials_in_a_study_are_refused_before_they_are_written(uri: str) -> None:
+    data = {"source": "losses", "losses": uri, "features": {}}
     with pytest.raises(InputError, match="holds credentials") as caught:
         resolved_study({"data": data}, "study.yaml")
     assert "topsecret" not in str(caught.value)

@@ -201,6 +201,16 @@ def test_running_job_of_another_study_is_not_attached_to(wanted: submission.Subm
         submitted_job(jobs, wanted._replace(study=other))
 
 
+def test_job_of_another_name_at_the_same_results_is_attached_to(study: Study) -> None:
+    jobs = Jobs()
+    first = submitted_job(jobs, submission.submission(study, "s3://bucket/results", "tiny")).job
+    same = submission.submission(study, "s3://bucket/results/", "other")
+    assert submitted_job(jobs, same) == Started(first, True)
+    jobs.jobs[first] = jobs.jobs[first].model_copy(update={"status": JobStatus.FAILED})
+    again = submitted_job(jobs, same).job
+    assert again == "other" + first.removeprefix("tiny").removesuffix("1") + "2"
+
+
 def test_two_at_once_start_one_job(
     wanted: submission.Submission, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,9 +302,9 @@ def test_cluster_that_answers_no_more_is_told_of(monkeypatch: pytest.MonkeyPatch
 
 def test_silence_is_no_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(submission, "_POLL_SECONDS", 0.01)
-    monkeypatch.setattr(submission, "_PATIENCE_SECONDS", 0.05)
+    monkeypatch.setattr(submission, "_PATIENCE_SECONDS", 1.0)
     jobs = Jobs(details("a-1", JobStatus.RUNNING))
-    tails = iter([0.01, 10, 0.02])
+    tails = iter([0.01, 30, 0.02])
 
     async def tail(_: str) -> AsyncIterator[str]:
         import asyncio

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,13 @@ import torch
 import yaml
 from processes import run
 
-from lltopo import fanout, training
+from lltopo import fanout, stages, training
 from lltopo.checkpoints import bare, checkpoint_file, read_checkpoint
 from lltopo.data import load_data
 from lltopo.errors import InputError
 from lltopo.fanout import Need, fan_out
 from lltopo.loop import Worker, initial_state, recorded_losses, resident, set_up_torch
+from lltopo.session import Session
 from lltopo.storage import place
 from lltopo.study import run_digest
 from lltopo.study_files import read_study, resolved_study
@@ -88,6 +90,44 @@ def test_diverged_run_is_reported_and_the_other_analyzed(study_file: Path) -> No
     assert references == {0, 2}
     assert {status["two", epoch] for epoch in range(3)} == {"ok"}
     assert "diverged" in (out / "report.html").read_text()
+
+
+def test_rerun_with_a_diverged_run_changes_no_file(study_file: Path) -> None:
+    out = study_file.parent / "out"
+    before = {path: path.stat().st_mtime_ns for path in out.rglob("*")}
+    run(["run", str(study_file), "--out", str(out)], study_file.parent / "log")
+    assert {path: path.stat().st_mtime_ns for path in out.rglob("*")} == before
+
+
+def test_folder_that_a_node_does_not_see_is_refused_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    study = resolved_study({**STUDY, "runs": {"one": {}}}, "test")
+    config = {"study": study.model_dump(mode="json"), "run": "one", "out": place(tmp_path)}
+    for function in (training._train_worker, training._jump_worker):
+        with pytest.raises(InputError, match=f"{tmp_path}: is not seen from the node"):
+            function(config)
+
+
+def test_tables_that_are_nowhere_to_be_seen_are_told_of(tmp_path: Path) -> None:
+    study = resolved_study({**STUDY, "runs": {"one": {}, "two": {}}}, "test")
+    session = Session(study, place(tmp_path), lambda *_: None)
+    trained: Future[None] = Future()
+    trained.set_result(None)
+    failed: Future[None] = Future()
+    failed.set_exception(RuntimeError("no"))
+    problems = stages._training_problems(session, {"one": trained, "two": failed})
+    assert problems[0].startswith(f"run one: was trained, but not all its tables are in {tmp_path}")
+    assert problems[1] == "run two: training failed: RuntimeError: no"
+
+
+def test_of_failed_workers_the_cause_is_told() -> None:
+    lost = RuntimeError("Connection closed by peer")
+    own = RuntimeError("no such layer")
+    wrong = InputError("x.npz: is missing.")
+    assert training._told_failure([lost, own, wrong]) is wrong
+    assert str(training._told_failure([lost, own])) == "no such layer"
+    assert str(training._told_failure([lost])) == "Connection closed by peer"
 
 
 def test_model_that_does_not_fit_ends_with_status_2(tmp_path: Path) -> None:
