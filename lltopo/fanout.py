@@ -24,6 +24,7 @@ from lltopo.orphans import is_dead, own_mark
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the size of the cluster, each as dear as a small task
+_ROUNDING = 1e-9
 _TRIES = 3
 _TASK_SECONDS = 0.1
 _MOST_TOGETHER = 64
@@ -155,7 +156,18 @@ def _short_folder() -> str:
 
 def cluster_total(resource: str) -> float:
     """How much of ``CPU`` or ``GPU`` the whole cluster has."""
-    return float(ray.cluster_resources().get(resource, 0.0))  # type: ignore[no-untyped-call]
+    return sum(node.get(resource, 0.0) for node in _nodes())
+
+
+def cluster_places(resource: str, each: float) -> int:
+    """How many shares of ``CPU`` or ``GPU`` the cluster has, each of them on one node."""
+    return sum(int(node.get(resource, 0.0) / each + _ROUNDING) for node in _nodes())
+
+
+def _nodes() -> list[Mapping[str, float]]:
+    """What each living node of the cluster has."""
+    nodes = ray.nodes()  # type: ignore[no-untyped-call]
+    return [node["Resources"] for node in nodes if node["Alive"]]
 
 
 def takes_gpu(device: str) -> bool:
@@ -283,9 +295,7 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., _Done]:
 
 def _slots(need: Need) -> int:
     """How many calls fit into the cluster at once."""
-    if need.gpus:
-        return int(cluster_total("GPU") / need.gpus)
-    return int(cluster_total("CPU") / need.cpus)
+    return cluster_places("GPU", need.gpus) if need.gpus else cluster_places("CPU", need.cpus)
 
 
 def _ended(running: dict[Any, list[_Try]]) -> Iterator[tuple[list[_Try], _Done]]:

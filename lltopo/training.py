@@ -26,7 +26,7 @@ from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 
 from lltopo.errors import InputError
-from lltopo.fanout import cluster_total, takes_gpu
+from lltopo.fanout import cluster_places, cluster_total, takes_gpu
 from lltopo.jump_files import Trajectory
 from lltopo.opening import check_opened
 from lltopo.storage import Place
@@ -55,7 +55,8 @@ class Loop(NamedTuple):
     name: str
     function: Callable[[dict[str, Any]], None]
     config: dict[str, Any]
-    n_workers: int
+    n_workers: int | tuple[int, int]
+    """So many, or, where they work apart, from so few to so many as there is room for."""
 
 
 @contextmanager
@@ -94,7 +95,9 @@ def sampled_trajectories(
         Ends when all trajectories have.
     """
     pool = ThreadPoolExecutor(1, thread_name_prefix="jump")
-    n_workers = min(len(trajectories), _slots(study, 1))
+    most = min(len(trajectories), _slots(study, 1))
+    # nodes that are started at need are not all waited for
+    n_workers = most if most == 1 or study.resources.device == "auto" else (1, most)
     config = {"study": study.model_dump(mode="json"), "trajectories": trajectories, "out": out}
     loop = Loop(f"jump-{trajectories[0].run}", _jump_worker, config, n_workers)
     try:
@@ -113,14 +116,15 @@ def _slots(study: Study, n_workers: int) -> int:
     """How many groups of ``n_workers`` fit side by side into the cluster, within ``resources``."""
     need = study.resources
     [(resource, each)] = _worker_needs(study).items()
-    slots = int(cluster_total(resource) / (n_workers * each))
+    slots = cluster_places(resource, each) // n_workers
     if need.device != "auto":
         # what the cluster has now is not what it may have
         return need.parallel_runs or max(1, slots)
     if slots < 1:
         raise InputError(
             f"resources: the cluster is too small for one run: expected {n_workers} workers with "
-            f"{each:g} {resource} each, got {cluster_total(resource):g} {resource} in all. Lower "
+            f"{each:g} {resource} of one node each, got {cluster_total(resource):g} {resource} in "
+            "all. Lower "
             f"training.workers or resources.{resource.lower()}s_per_worker, or, where the cluster "
             "starts its nodes at need, set resources.device."
         )
@@ -142,7 +146,9 @@ def _fit(study: Study, loop: Loop, state: Place) -> None:
         train_loop_config=loop.config,
         torch_config=_Unconnected(),
         scaling_config=ray.train.ScalingConfig(
-            num_workers=loop.n_workers, use_gpu="GPU" in needs, resources_per_worker=needs
+            loop.n_workers,  # type: ignore[arg-type]
+            use_gpu="GPU" in needs,
+            resources_per_worker=needs,
         ),
         run_config=ray.train.RunConfig(
             # never a name that Train has seen: it would go on from its notes, not from ours

@@ -37,6 +37,8 @@ class FlakyProxy:
     ----------
     requests : Counter
         How many there were, by method; those that were refused a connection are not seen.
+    sent : int
+        Bytes of the store's own answers.
     faults : int
         How many were answered with 503.
     fraction : float
@@ -47,6 +49,7 @@ class FlakyProxy:
 
     def __init__(self, upstream_port: int, fraction: float, seed: int) -> None:
         self.requests: Counter[str] = Counter()
+        self.sent = 0
         self.faults = 0
         self.fraction = fraction
         self.denied: str | None = None
@@ -84,6 +87,8 @@ class FlakyProxy:
         if fails and not reaches:
             return _error(503, _BUSY)
         answer = self._forwarded(request, body)
+        with self._lock:
+            self.sent += len(answer.body)
         return _error(503, _BUSY) if fails else answer
 
     def _forwarded(self, request: BaseHTTPRequestHandler, body: bytes) -> Answer:

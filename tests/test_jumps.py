@@ -333,7 +333,9 @@ def test_a_killed_worker_costs_only_the_epoch_at_work(tmp_path: Path) -> None:
     raw = tiny_raw(tmp_path)
     raw["training"] |= {"epochs": 1}
     raw["jump"] = SETTINGS | {"epochs": 80}
-    raw["resources"] = {"local_cpus": 2, "object_store_mb": 100}
+    # more trajectories at once than there is room for
+    raw["resources"] = {"device": "cpu", "parallel_runs": 4}
+    raw["resources"] |= {"local_cpus": 2, "object_store_mb": 100}
     path, log, out = tmp_path / "study.yaml", tmp_path / "log", tmp_path / "out"
     path.write_text(yaml.safe_dump(raw))
     # the same weights twice, and what is to come of them without Ray

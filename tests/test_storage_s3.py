@@ -87,11 +87,16 @@ def test_a_footer_is_read_without_the_file(root: Place, proxy: FlakyProxy) -> No
     assert footer(root / "table.parquet") is None
     schema = pa.schema([("x", pa.int8())])
     write_table(root / "table.parquet", [{"x": 1}], schema, {"long": "x" * 100_000, "made": "of"})
+    write_bytes(root / "larger.parquet", BIG + read_bytes(root / "table.parquet"))
     proxy.requests.clear()
+    proxy.sent = 0
     found = footer(root / "table.parquet")
     assert found is not None
     assert found["made"] == "of"
     assert proxy.requests.total() <= 4
+    proxy.sent = 0
+    assert footer(root / "larger.parquet") == found
+    assert proxy.sent < 400_000 < len(BIG)
 
 
 def test_a_place_travels_without_its_credentials(root: Place, proxy: FlakyProxy) -> None:

@@ -92,7 +92,7 @@ def fanned(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., Fanned]]:
             monkeypatch.setattr(module, "fan_out", stand_in.fan_out)
             monkeypatch.setattr(module, "study_session", lambda study: nullcontext())
         monkeypatch.setattr(surfaces, "shared", lambda value: value)
-        monkeypatch.setattr(fanout, "cluster_total", {"CPU": 2.0, "GPU": gpus}.__getitem__)
+        monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": 2.0, "GPU": gpus}])
         return stand_in
 
     yield replaced

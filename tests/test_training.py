@@ -152,8 +152,7 @@ def test_runs_train_side_by_side_where_they_fit(
         meeting.wait(timeout=20 if n_cpus == 2 else 1)
 
     monkeypatch.setattr(training, "_fit", fit)
-    for module in (training, fanout):
-        monkeypatch.setattr(module, "cluster_total", {"CPU": n_cpus, "GPU": 0.0}.__getitem__)
+    monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": n_cpus}])
     runs = {name: {"training": {"workers": 1}} for name in "ab"}
     study = resolved_study({**STUDY, "runs": runs}, "test")
     with training.training_runs(study, place(tmp_path), [*runs], place(tmp_path)) as futures:
@@ -165,10 +164,11 @@ def test_runs_train_side_by_side_where_they_fit(
 # -- what a worker takes of the cluster --
 
 
-def taken(monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, **resources: Any) -> int:
-    """How many of four runs are trained at once in a cluster of this size."""
-    for module in (training, fanout):
-        monkeypatch.setattr(module, "cluster_total", {"CPU": cpus, "GPU": gpus}.__getitem__)
+def taken(
+    monkeypatch: pytest.MonkeyPatch, cpus: float, gpus: float, nodes: int = 1, **resources: Any
+) -> int:
+    """How many of four runs are trained at once in a cluster of nodes of this size."""
+    monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": cpus, "GPU": gpus}] * nodes)
     runs = {name: {"training": {"workers": 1}} for name in "abcd"}
     study = resolved_study({**STUDY, "runs": runs, "resources": resources}, "test")
     return training.parallel_runs(study, list(runs))
@@ -181,8 +181,13 @@ def test_worker_takes_a_gpu_or_a_cpu_and_never_both(monkeypatch: pytest.MonkeyPa
     assert taken(monkeypatch, cpus=3, gpus=0) == 3
     assert taken(monkeypatch, cpus=3, gpus=2, device="cpu") == 3
     assert taken(monkeypatch, cpus=8, gpus=0, cpus_per_worker=4) == 2
-    with pytest.raises(InputError, match="expected 1 workers with 1 CPU each, got 0 CPU in all"):
+    told = "expected 1 workers with {} CPU of one node each, got {} CPU in all"
+    with pytest.raises(InputError, match=told.format(1, 0)):
         taken(monkeypatch, cpus=0, gpus=0)
+    # a worker cannot be on two nodes
+    assert taken(monkeypatch, cpus=3, gpus=0, nodes=2, cpus_per_worker=2) == 2
+    with pytest.raises(InputError, match=told.format(24, 32)):
+        taken(monkeypatch, cpus=16, gpus=0, nodes=2, cpus_per_worker=24)
 
 
 def test_cluster_that_starts_its_nodes_at_need_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -192,7 +197,7 @@ def test_cluster_that_starts_its_nodes_at_need_is_asked(monkeypatch: pytest.Monk
 
 
 def test_call_that_takes_a_gpu_takes_no_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fanout, "cluster_total", {"CPU": 4.0, "GPU": 3.0}.__getitem__)
+    monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": 2.0}, {"CPU": 2.0, "GPU": 3.0}])
     asked: list[dict[str, Any]] = []
 
     class Task:
