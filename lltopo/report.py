@@ -12,11 +12,13 @@ import html
 import json
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.resources import files
 from typing import NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from numpy.typing import NDArray
 
@@ -153,11 +155,13 @@ def inputs_digest(results: Results) -> str:
     study = results.study.model_dump(
         mode="json", include={"runs", "report", "analysis"}, exclude={"analysis": {"verify"}}
     )
-    metrics = [row | {"seconds": None} for rows in results.metrics.values() for row in rows]
-    content = [study, results.series, metrics, results.correlations, results.contours]
-    content += [results.distances, results.jumps, results.jump_diagrams, results.jump_summary]
+    content = [study, results.correlations, results.contours, results.distances]
+    content += [results.jumps, results.jump_diagrams, results.jump_summary]
     content += [results.surfaces, results.comparison]
     digest = hashlib.sha256(json.dumps(content, sort_keys=True).encode())
+    for table in (results.series, results.metrics.drop_columns("seconds")):
+        for column in table.columns:
+            digest.update(json.dumps(column.to_pylist()).encode())
     package = files("lltopo")
     templates = sorted(package.joinpath("templates").iterdir(), key=lambda file: file.name)
     for source in (*(package.joinpath(name) for name in _SOURCES), *templates):
@@ -210,9 +214,9 @@ def _diagrams(results: Results, split: Split, tree: Tree, shown: list[int]) -> D
     return found
 
 
-def _of_epochs(table: Mapping[str, list[Row]], shown: Sequence[int]) -> list[Row]:
-    wanted = {*shown}
-    return [row for rows in table.values() for row in rows if row["epoch"] in wanted]
+def _of_epochs(table: pa.Table, shown: Sequence[int]) -> list[Row]:
+    rows: list[Row] = table.filter(pc.is_in(table["epoch"], pa.array(shown))).to_pylist()
+    return rows
 
 
 def _sections(results: Results, heatmaps: list[Image]) -> Iterator[Section]:

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from lltopo import schemas, tables
@@ -30,16 +31,15 @@ Row = dict[str, Any]
 class Results(NamedTuple):
     """The tables below a study's ``--out`` as rows, with the study that made them.
 
-    The tables hold one mapping a row, as the schemas of :mod:`lltopo.schemas` name their columns;
-    ``series`` and ``metrics``, which are looked at again and again, by run. ``runs`` is in the
-    study's order.
+    ``series`` and ``metrics``, which are long, are left as tables; the others hold a mapping a row,
+    as the schemas of :mod:`lltopo.schemas` name their columns. ``runs`` is in the study's order.
     """
 
     study: Study
     out: Place
     runs: tuple[str, ...]
-    series: Mapping[str, list[Row]]
-    metrics: Mapping[str, list[Row]]
+    series: pa.Table
+    metrics: pa.Table
     correlations: list[Row]
     contours: list[Row]
     distances: list[Row]
@@ -78,21 +78,19 @@ def read_results(study: Study, out: Place) -> Results:
     InputError
         Where a table is absent or damaged, or the series is empty.
     """
-    series = tables.read_table(out / "series.parquet", schemas.SERIES).to_pylist()
-    if not series:
+    series = tables.read_table(out / "series.parquet", schemas.SERIES)
+    if not len(series):
         raise InputError(
             f"{out / 'series.parquet'}: is empty: expected a row for each epoch, got none. "
             "Analyse the study first."
         )
-    by_run = _by_run(series)
-    found = by_run.keys()
-    metrics = tables.read_table(out / "metrics.parquet", schemas.METRICS).to_pylist()
+    found = set(_distinct(series, "run"))
     return Results(
         study=study,
         out=out,
         runs=(*(run for run in study.runs if run in found), *sorted(found - study.runs.keys())),
-        series=by_run,
-        metrics=_by_run(metrics),
+        series=series,
+        metrics=tables.read_table(out / "metrics.parquet", schemas.METRICS),
         correlations=tables.read_table(
             out / "correlations.parquet", schemas.CORRELATIONS
         ).to_pylist(),
@@ -104,13 +102,6 @@ def read_results(study: Study, out: Place) -> Results:
         jump_diagrams=_optional_rows(out / "jump_diagrams.parquet", schemas.JUMP_DIAGRAMS),
         jump_summary=_optional_rows(out / "jump_summary.parquet", schemas.JUMP_SUMMARY),
     )
-
-
-def _by_run(rows: Iterable[Row]) -> dict[str, list[Row]]:
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        found.setdefault(row["run"], []).append(row)
-    return found
 
 
 def _optional_rows(source: Place, schema: pa.Schema) -> list[Row]:
@@ -142,6 +133,23 @@ def _read_diagram(results: Results, row: Row) -> NDArray[np.float64] | str:
     return diagram_of(pairs, results.study.analysis.essential, row["tree"])
 
 
+def selected(table: pa.Table, **key: Any) -> pa.Table:
+    """The rows of a table whose columns have the values of ``key``, in order."""
+    for name, value in key.items():
+        table = table.filter(pc.equal(table[name], value))
+    return table
+
+
+def _as_rows(table: pa.Table) -> list[Row]:
+    rows: list[Row] = table.to_pylist()
+    return rows
+
+
+def _distinct(table: pa.Table, column: str) -> list[Any]:
+    """The values of a column, rising."""
+    return sorted(pc.unique(table[column]).to_pylist())
+
+
 def matching(rows: Iterable[Row], **key: Any) -> list[Row]:
     """The rows whose columns have the values of ``key``, in order."""
     return [row for row in rows if all(row[name] == value for name, value in key.items())]
@@ -160,24 +168,25 @@ def topology_rows(
 ) -> list[Row]:
     """The series of one run, split and tree; ``order`` defaults to the study's first."""
     chosen = order if order is not None else orders(results)[0]
-    return matching(results.series.get(run, ()), split=split, tree=tree, order=chosen)
+    rows = selected(results.series, run=run, split=split, tree=tree, order=chosen)
+    return _as_rows(rows)
 
 
 def training_rows(results: Results, run: str, split: Split) -> list[Row]:
     """The metrics of one run on one split."""
-    return matching(results.metrics.get(run, ()), split=split)
+    return _as_rows(selected(results.metrics, run=run, split=split))
 
 
 def orders(results: Results) -> list[float]:
     """The orders of the Wasserstein distances, the study's first one first."""
-    found = sorted({row["order"] for rows in results.series.values() for row in rows})
+    found = _distinct(results.series, "order")
     return sorted(found, key=lambda order: order != results.study.analysis.order[0])
 
 
 def epochs(results: Results, run: str | None = None) -> list[int]:
     """Every epoch of a run, or of all runs, rising."""
-    runs = results.series if run is None else [run]
-    return sorted({row["epoch"] for one in runs for row in results.series.get(one, ())})
+    series = results.series if run is None else selected(results.series, run=run)
+    return _distinct(series, "epoch")
 
 
 def milestones(results: Results, run: str) -> list[int]:
@@ -203,12 +212,8 @@ def initial_rate(results: Results, run: str) -> float | None:
 
 def not_ok(results: Results) -> list[Row]:
     """One row of the series for each (run, split, epoch) that is not ``ok``."""
-    found = {
-        (row["run"], row["epoch"], row["split"]): row
-        for rows in results.series.values()
-        for row in rows
-        if row["status"] != "ok"
-    }
+    rows = _as_rows(results.series.filter(pc.not_equal(results.series["status"], "ok")))
+    found = {(row["run"], row["epoch"], row["split"]): row for row in rows}
     return [found[key] for key in sorted(found)]
 
 
@@ -223,19 +228,19 @@ def topology_number(
 ) -> Number:
     """A number of the series, of the study's first order."""
     key = {"run": run, "split": split, "tree": tree, "epoch": epoch, "order": orders(results)[0]}
-    return number(results.series.get(run, ()), "series", column, **key)
+    return number(topology_rows(results, run, split, tree), "series", column, **key)
 
 
 def training_number(results: Results, column: str, run: str, split: Split, epoch: int) -> Number:
     """A number of the metrics."""
-    rows = results.metrics.get(run, ())
+    rows = training_rows(results, run, split)
     return number(rows, "metrics", column, run=run, split=split, epoch=epoch)
 
 
 def _rates(results: Results, run: str) -> list[tuple[int, float]]:
     found = {
         row["epoch"]: row["learning_rate"]
-        for row in results.metrics.get(run, ())
+        for row in _as_rows(selected(results.metrics, run=run))
         if row["epoch"] > 0 and row["learning_rate"] is not None
     }
     return sorted(found.items())

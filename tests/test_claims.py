@@ -7,7 +7,7 @@ import pytest
 from planted import Plan, falling, planted_study
 
 from lltopo.claims import smoothest_runs, thesis_claims
-from lltopo.results import matching, read_results
+from lltopo.results import read_results, topology_rows
 from lltopo.study_files import resolved_study
 
 FALLS, SMOOTHER, TRACKS, GENERALISES = range(4)
@@ -81,7 +81,7 @@ def test_rank_correlation_equals_that_of_the_ranks(tmp_path):
     study, out = planted_study(Plan(n_pairs=5, persistence=lambda *key: noise[key]), tmp_path)
     results = read_results(study, out)
     for finding in thesis_claims(results)[FALLS].findings:
-        rows = matching(results.series[finding.runs[0]], split=finding.split, tree=finding.tree)
+        rows = topology_rows(results, finding.runs[0], finding.split, finding.tree)
         told = [row for row in rows if row["epoch"] > 0]
         ranks = np.argsort(np.argsort([row["total_persistence"] for row in told]))
         expected = np.corrcoef(ranks, [row["epoch"] for row in told])[0, 1]

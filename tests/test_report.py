@@ -10,6 +10,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from chromium import (
@@ -426,19 +427,16 @@ def test_contour_tree_is_shown_where_it_was_made(undrawn, tmp_path):
 
 def test_hundreds_of_epochs_are_thinned_but_for_the_ones_that_matter(tmp_path):
     plan = Plan(epochs=range(601), milestones=(60, 125, 150), n_pairs=1, persistence=lambda *_: 1.0)
-    series = {
-        run: [{"run": run, "epoch": epoch, "split": "val", "tree": "join"} for epoch in plan.epochs]
-        for run in plan.rates
-    }
+    series = pa.Table.from_pylist(
+        [{"run": run, "epoch": epoch} for run in plan.rates for epoch in plan.epochs]
+    )
     study, out = planted_study(plan._replace(epochs=range(1, 600, 599)), tmp_path)
     results = read_results(study, out)._replace(series=series)
     shown = shown_epochs(results)
     assert {0, 59, 60, 124, 125, 149, 150, 600} <= set(shown)
     assert 100 < len(shown) < 601
     assert np.diff(shown).max() < 10
-    assert shown_epochs(
-        results._replace(series={run: rows[:20] for run, rows in series.items()})
-    ) == list(range(20))
+    assert shown_epochs(results._replace(series=series[:20])) == list(range(20))
 
 
 # how many coloured pixels of the first heatmap lie clearly above and below the diagonal
