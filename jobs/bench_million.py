@@ -28,6 +28,7 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import yaml
+from process_family import cpu_seconds, family, memory
 
 import lltopo
 from lltopo.data import load_data
@@ -110,29 +111,13 @@ def measured(stage: str, study: Path, out: Path) -> dict[str, float]:
     process = psutil.Popen(command, stdout=subprocess.DEVNULL)
     peak, cpu = 0, {}
     while process.poll() is None:
-        family = [process, *process.children(recursive=True)]
-        peak = max(peak, sum(memory(member) for member in family))
-        cpu |= {member.pid: seconds for member in family if (seconds := cpu_seconds(member))}
+        members = family(process)
+        peak = max(peak, sum(map(memory, members)))
+        cpu |= {member.pid: seconds for member in members if (seconds := cpu_seconds(member))}
         time.sleep(1.0)
     assert process.returncode == 0, f"{stage}: exit status {process.returncode}"
     wall = time.perf_counter() - before
     return {"seconds": wall, "cpu_seconds": sum(cpu.values()), "peak_gib": peak / 2**30}
-
-
-def memory(process: psutil.Process) -> int:
-    """The proportional memory (bytes) of a process; none of one that has ended."""
-    try:
-        return int(process.memory_full_info().pss)
-    except psutil.Error:
-        return 0
-
-
-def cpu_seconds(process: psutil.Process) -> float:
-    """The processor's seconds of a process until now; none of one that has ended."""
-    try:
-        return float(sum(process.cpu_times()[:2]))
-    except psutil.Error:
-        return 0.0
 
 
 def wrong_neighbours(study: Path, out: Path) -> int:

@@ -1,10 +1,11 @@
 """How does the analysis scale: with workers, with epochs, with samples?
 
 (a) Throughput of 1 and 2 workers, through the very `fan_out` of ``lltopo analyze``, against as
-many bare processes that call the same task in a loop. (b) 100, 1,000 and 10,000 epochs of 10,000
+many bare processes that call the same task in a loop; in turns, for a machine's speed changes, each
+round against the bare processes before and after it. (b) 100, 1,000 and 10,000 epochs of 10,000
 samples: time a task and the driver's memory. (c) From 50,000 to 1,000,000 samples an epoch: time
 and memory of a task against size, on k-nearest-neighbour graphs of points in a cube (k = 20),
-whose fields are smooth with noise.
+whose fields are smooth with noise. (Linux alone tells of a task's memory.)
 
     python jobs/bench_scaling.py --out FOLDER [--quick]
 
@@ -14,11 +15,12 @@ writes ``scaling.md``, ``scaling.json`` and ``scaling.png`` there.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
+import math
 import multiprocessing
 import os
 import platform
-import resource
 import statistics
 import tempfile
 import time
@@ -42,30 +44,34 @@ from lltopo.study import Analysis
 from lltopo.tables import Field, LossTable, write_losses
 
 K = 20
+ROUNDS = 3
 N_TABLES = 20  # distinct loss tables; epochs take turns to be analyzed of them
 
 
 class Sizes(NamedTuple):
     """How much of everything is measured."""
 
-    throughput: tuple[int, int]
+    throughput: tuple[tuple[int, int], ...]
     epochs: tuple[int, ...]
     epoch_samples: int
     samples: tuple[int, ...]
 
 
 FULL = Sizes(
-    (10_000, 400), (100, 1_000, 10_000), 10_000, (50_000, 100_000, 200_000, 500_000, 10**6)
+    ((10_000, 3_000), (50_000, 800)),
+    (100, 1_000, 10_000),
+    10_000,
+    (50_000, 100_000, 200_000, 500_000, 10**6),
 )
-QUICK = Sizes((1_000, 20), (10, 40), 500, (1_000, 4_000))
+QUICK = Sizes(((1_000, 20),), (10, 40), 500, (1_000, 4_000))
 
 
 class Timed(NamedTuple):
-    """One task's own seconds, its processor's seconds, and the peak memory of its process."""
+    """One task's own seconds, its processor's seconds, and by how much memory grew meanwhile."""
 
     wall_s: float
     cpu_s: float
-    peak_mib: float
+    mib: float
 
 
 def made_graph(n: int) -> MadeGraph:
@@ -87,11 +93,12 @@ def write_tables(folder: Place, n: int, n_tables: int = N_TABLES) -> None:
 
 def timed_task(losses: Place, out: Place, epoch: int, made: MadeGraph) -> Timed:
     """The task of the analysis, on one of the tables that there are."""
+    memory = resident_mib()
     before, cpu = time.perf_counter(), time.process_time()
     field = Field("run", "train", epoch % N_TABLES)
     write_field_diagrams(losses, out / f"{epoch}", field, made, Analysis())
     wall, cpu = time.perf_counter() - before, time.process_time() - cpu
-    return Timed(wall, cpu, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+    return Timed(wall, cpu, peak_mib() - memory)
 
 
 def fanned(losses: Place, out: Place, n_epochs: int, made: Any) -> list[Timed]:
@@ -138,22 +145,39 @@ def bare_throughput(losses: Place, out: Place, n: int, workers: int, made: MadeG
     return n / seconds
 
 
+def ray_throughput(losses: Place, out: Place, n: int, workers: int, made: MadeGraph) -> float:
+    """Epochs a second of Ray's workers."""
+    with ray_session(workers, 300, {"PYTHONPATH": str(Path(__file__).parent)}):
+        graph = shared(made)
+        fanned(losses, out / "warm", 8 * workers, graph)
+        before = time.perf_counter()
+        fanned(losses, out, n, graph)
+        return n / (time.perf_counter() - before)
+
+
 def throughput(scratch: Place, sizes: Sizes) -> list[dict[str, Any]]:
     """(a): both sides in turn, for each number of workers."""
-    n, n_epochs = sizes.throughput
-    made, losses = made_graph(n), scratch / "throughput"
-    write_tables(losses, n)
     rows = []
-    for workers in (1, 2):
-        on_bare = bare_throughput(losses, scratch / f"bare{workers}", n_epochs, workers, made)
-        with ray_session(workers, 300, {}):
-            graph = shared(made)
-            fanned(losses, scratch / f"warm{workers}", 4 * workers, graph)
-            before = time.perf_counter()
-            fanned(losses, scratch / f"ray{workers}", n_epochs, graph)
-            on_ray = n_epochs / (time.perf_counter() - before)
-        row = {"workers": workers, "bare_epochs_per_s": on_bare, "ray_epochs_per_s": on_ray}
-        rows.append({**row, "ratio": on_ray / on_bare})
+    for (n, n_epochs), workers in itertools.product(sizes.throughput, (1, 2)):
+        made, losses = made_graph(n), scratch / f"throughput{n}"
+        write_tables(losses, n)
+        out = scratch / f"out{n}-{workers}"
+        on_bare = [bare_throughput(losses, out / "bare", n_epochs, workers, made)]
+        on_ray = []
+        for _ in range(ROUNDS):
+            on_ray.append(ray_throughput(losses, out / "ray", n_epochs, workers, made))
+            on_bare.append(bare_throughput(losses, out / "bare", n_epochs, workers, made))
+        around = [(before + after) / 2 for before, after in itertools.pairwise(on_bare)]
+        rows.append(
+            {
+                "samples": n,
+                "workers": workers,
+                "bare_epochs_per_s": statistics.median(on_bare),
+                "ray_epochs_per_s": statistics.median(on_ray),
+                "ratio": statistics.median(r / b for r, b in zip(on_ray, around, strict=True)),
+            }
+        )
+        print(rows[-1], flush=True)
     return rows
 
 
@@ -189,7 +213,6 @@ def by_samples(scratch: Place, sizes: Sizes) -> list[dict[str, Any]]:
         write_tables(losses, n, 3)
         made = made_graph(n)
         with context.Pool(1, initializer=warm, initargs=(scratch,)) as pool:
-            idle = pool.apply(peak_mib)
             found = [
                 pool.apply(timed_task, (losses, scratch / "large", epoch, made))
                 for epoch in range(3)
@@ -199,15 +222,28 @@ def by_samples(scratch: Place, sizes: Sizes) -> list[dict[str, Any]]:
                 "samples": n,
                 "edges": made.graph.n_edges,
                 "task_cpu_s": statistics.median(timed.cpu_s for timed in found),
-                "task_mib": max(timed.peak_mib for timed in found) - idle,
+                "task_mib": max(timed.mib for timed in found),
             }
         )
     return rows
 
 
+def resident_mib() -> float:
+    """The memory of this process; `peak_mib` tells of the time from now on."""
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return math.nan
+    return psutil.Process().memory_info().rss / 2**20
+
+
 def peak_mib() -> float:
-    """The peak memory of this process until now."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    """The most that the memory of this process has been."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return math.nan
+    return float(status.partition("VmHWM:")[2].split()[0]) / 1024
 
 
 def warm(scratch: Place) -> None:

@@ -34,6 +34,7 @@ import numpy as np
 import psutil
 import pyarrow
 import ray
+from process_family import family, memory
 
 import lltopo
 from lltopo import analysis, reduction, stages
@@ -126,13 +127,7 @@ def peak_memory(stop: threading.Event, peak: list[int]) -> None:
     """Sample the proportional memory of this process and all that it started."""
     own = psutil.Process()
     while not stop.wait(1.0):
-        total = 0
-        for process in [own, *own.children(recursive=True)]:
-            try:
-                total += process.memory_full_info().pss
-            except psutil.Error:
-                continue
-        peak[0] = max(peak[0], total)
+        peak[0] = max(peak[0], sum(map(memory, family(own))))
 
 
 def main() -> None:

@@ -18,6 +18,7 @@ Futures = Mapping[str, "Future[None]"]
 
 _TICK_SECONDS = 0.5
 _STORE_TICK_SECONDS = 5.0  # a look at a store is paid for
+_LATE_SECONDS = 10.0
 _SHARE = 10.0  # at most one part in eleven of the time is spent looking
 
 
@@ -26,7 +27,8 @@ def arriving_fields(
 ) -> Iterator[list[Field]]:
     """Yield the pending fields as their tables become complete, one run's at a time, often none.
 
-    Ends when every training has ended.
+    Ends when every training has ended and what the successful ones have written is there; that is
+    waited for a while, because a folder that nodes share may show it late.
 
     Parameters
     ----------
@@ -43,14 +45,16 @@ def arriving_fields(
     told: dict[str, set[int]] = {}
     tick = _TICK_SECONDS if out.is_local else _STORE_TICK_SECONDS
     next_look = 0.0
+    ended: dict[str, float] = {}
     going = set(futures)
     while going:
+        began = time.monotonic()
         # asked before looking: what the last epoch wrote is then there
-        ended = {run for run in going if futures[run].done()}
-        if time.monotonic() < next_look and ended != going:
+        new_ends = {run: began for run in going if run not in ended and futures[run].done()}
+        ended |= new_ends
+        if began < next_look and not (new_ends and going <= ended.keys()):
             yield []
             continue
-        began = time.monotonic()
         complete: set[tuple[str, int]] = set()
         for run in going:
             epochs = recorded_epochs(out, run)
@@ -61,7 +65,7 @@ def arriving_fields(
             if found:
                 told[run] = told.get(run, set()) | found
                 _tell_of_training(session, run, told[run])
-        going -= ended
+        going -= {run for run in ended if _is_over(session, run, futures, told, began - ended[run])}
         # of a slow folder not all the time
         now = time.monotonic()
         next_look = now + max(tick, _SHARE * (now - began))
@@ -69,6 +73,19 @@ def arriving_fields(
         yield from _by_run(ready)
         arrived = set(ready)
         waiting = [field for field in waiting if field not in arrived]
+
+
+def _is_over(
+    session: Session,
+    run: str,
+    futures: Futures,
+    told: Mapping[str, set[int]],
+    seconds: float,
+) -> bool:
+    """Whether no more is to be expected of a training that ended so many seconds ago."""
+    n_epochs = session.study.runs[run].training.epochs + 1
+    all_there = len(told.get(run, ())) >= n_epochs
+    return all_there or futures[run].exception() is not None or seconds >= _LATE_SECONDS
 
 
 def _by_run(fields: Sequence[Field]) -> Iterator[list[Field]]:

@@ -10,6 +10,7 @@ import itertools
 import logging
 import os
 import shutil
+import stat
 import tempfile
 import time
 from collections import deque
@@ -142,8 +143,11 @@ def temporary_folder() -> Iterator[str]:
 def _remove_orphaned_folders() -> None:
     """Clear away the folders of drivers that were killed before they could do so."""
     for mark in Path(_short_folder()).glob(f"{_FOLDER}*-*/{_MARK}"):
-        with suppress(OSError):  # another has just cleared it away, or it is somebody else's
-            if is_dead(mark.read_text()):
+        # another has just cleared it away, or it is not as we write it
+        with suppress(OSError, ValueError):
+            found = mark.lstat()
+            own = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
+            if own and is_dead(mark.read_text()):
                 shutil.rmtree(mark.parent, ignore_errors=True)
 
 
@@ -160,8 +164,14 @@ def cluster_total(resource: str) -> float:
 
 
 def cluster_places(resource: str, each: float) -> int:
-    """How many shares of ``CPU`` or ``GPU`` the cluster has, each of them on one node."""
-    return sum(int(node.get(resource, 0.0) / each + _ROUNDING) for node in _nodes())
+    """How many shares of ``CPU`` or ``GPU`` the cluster has.
+
+    Each of them is on one node, and of less than a GPU on one GPU.
+    """
+    units = [node.get(resource, 0.0) for node in _nodes()]
+    if resource == "GPU" and each < 1:
+        return sum(map(int, units)) * int(1 / each + _ROUNDING)
+    return sum(int(unit / each + _ROUNDING) for unit in units)
 
 
 def _nodes() -> list[Mapping[str, float]]:
@@ -270,24 +280,31 @@ class _Done(NamedTuple):
 
 
 def _flat(tries: Sequence[_Try]) -> list[Any]:
-    """How many arguments each call has, then all of them: Ray looks for shared ones no deeper."""
-    arguments = [tried.call.arguments for tried in tries]
-    return [[len(those) for those in arguments], *itertools.chain(*arguments)]
+    """Where each call's arguments stand among all of them, and these, each of them once.
+
+    They are the task's own arguments: Ray looks for shared ones no deeper.
+    """
+    places: dict[int, int] = {}
+    arguments: list[Any] = []
+    for argument in itertools.chain.from_iterable(tried.call.arguments for tried in tries):
+        if id(argument) not in places:
+            places[id(argument)] = len(arguments)
+            arguments.append(argument)
+    return [[[places[id(a)] for a in tried.call.arguments] for tried in tries], *arguments]
 
 
 def _in_turn(function: Callable[..., Any]) -> Callable[..., _Done]:
-    """The function that a task is: the given one, called once for each part of the arguments."""
+    """The function that a task is: the given one, called once for each choice of the arguments."""
 
-    def in_turn(lengths: list[int], *arguments: Any) -> _Done:
-        left = iter(arguments)
+    def in_turn(chosen: list[list[int]], *arguments: Any) -> _Done:
         results: list[tuple[Any, str | None]] = []
         start = time.perf_counter()
-        for n in lengths:
+        for places in chosen:
             try:
-                results.append((function(*itertools.islice(left, n)), None))
+                results.append((function(*[arguments[place] for place in places]), None))
             except Exception as error:
                 results.append((None, f"{type(error).__name__}: {error}"))
-        seconds = (time.perf_counter() - start) / len(lengths)
+        seconds = (time.perf_counter() - start) / len(chosen)
         return _Done(results, max(1, min(_MOST_TOGETHER, int(_TASK_SECONDS / seconds))))
 
     return in_turn

@@ -27,7 +27,7 @@ from lltopo.tables import footer, read_table, write_table
 
 Row = dict[str, Any]
 
-_BLOCK_BYTES = 1 << 28  # a store is asked once a vector and block
+_BLOCK_BYTES = 1 << 27  # a store is asked once a vector and block
 _HEAD_BYTES = 256  # a vector's header is shorter
 _WEIGHTS = re.compile(r"seed=\d+/step=[^/]+/epoch=\d+\.npy")
 

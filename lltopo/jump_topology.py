@@ -105,6 +105,7 @@ def principal_scores(blocks: Iterable[NDArray[np.floating[Any]]], n_points: int)
         centred = np.array(block, np.float64)
         centred -= centred[:n_points].mean(axis=0)
         gram = gram + centred @ centred[:n_points].T
+        del centred  # before there is the next
     values, vectors = np.linalg.eigh(gram[:n_points])
     significant = values > n_points * np.finfo(np.float64).eps * max(values[-1], 0.0)
     kept = np.flatnonzero(significant)[::-1][:_COMPONENTS]

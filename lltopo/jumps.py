@@ -93,8 +93,16 @@ def make_jumps(session: Session, ray: ExitStack) -> list[str]:
         if pending:
             check_phate()
             ray.enter_context(study_session(study))
-            problems += _sampled(session, pending)
+            failed = _sampled(session, pending)
             whole |= _whole(out, {t: digests[t] for t in pending})
+            lacking = [t for t in pending if t not in whole]
+            if lacking and not failed:
+                failed = [
+                    f"run {run}: jump: {len(lacking)} trajectories are not whole in {out}: "
+                    "expected a folder that all nodes share. Give such a one, or a store's URI, as "
+                    "--out."
+                ]
+            problems += failed
     return problems + _with_tables(session, _whole_runs(study, whole), ray)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import socket
+from functools import cache
 
 
 def own_mark() -> str:
@@ -24,8 +25,14 @@ def is_of_this_machine(mark: str) -> bool:
     return host == _host() and pid.isdigit()
 
 
+@cache
 def _host() -> str:
-    return re.sub(r"\W", "_", socket.gethostname())
+    """This machine, or this container of it: where a process's number means that process."""
+    try:
+        numbers = str(os.stat("/proc/self/ns/pid").st_ino)
+    except OSError:
+        numbers = ""
+    return re.sub(r"\W", "_", socket.gethostname()) + numbers
 
 
 def _is_alive(pid: int) -> bool:

@@ -7,11 +7,12 @@ one after the other would take an hour.
 from __future__ import annotations
 
 import itertools
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import TypeVar
 
-from lltopo.storage import Place
+from lltopo.storage import Place, waiting_until
 
 Item = TypeVar("Item")
 Answer = TypeVar("Answer")
@@ -36,7 +37,17 @@ def answers(
     if where.is_local:
         yield from map(question, items)
         return
+    nobody_waits = threading.Event()
+
+    def asked(item: Item) -> Answer:
+        with waiting_until(nobody_waits):
+            return question(item)
+
     left = iter(items)
     with ThreadPoolExecutor(_THREADS, thread_name_prefix="ask") as pool:
-        while some := list(itertools.islice(left, _AT_A_TIME)):
-            yield from pool.map(question, some)
+        try:
+            while some := list(itertools.islice(left, _AT_A_TIME)):
+                yield from pool.map(asked, some)
+        finally:
+            # of a store that is away nobody wants to hear any more: an error, or Ctrl-C
+            nobody_waits.set()

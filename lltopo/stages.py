@@ -78,7 +78,13 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
     if "report" in stages:
         from lltopo.report import write_report
 
-        write_report(study, out)
+        try:
+            write_report(study, out)
+        except InputError as error:
+            # what went wrong before may be why
+            if not problems:
+                raise
+            problems.append(str(error))
     return problems
 
 
@@ -162,14 +168,17 @@ def _with_ray(
         if findings is None:
             for _ in arriving_fields(session, [], futures):
                 time.sleep(_TICK_SECONDS)
-            return _training_problems(session, futures)
+            return _training_problems(session, futures, recorded_runs(study, out))
         made = {split: shared(graph) for split, graph in graphs.items()}
         findings = _with_diagrams(session, made, findings, futures)
         # trained again elsewhere, an epoch may have other bits than when its diagrams were made
         fresh = _without_stale(session, findings, to_train)
         if fresh.metadata.keys() != findings.metadata.keys():
             findings = _with_diagrams(session, made, fresh, {})
-        problems = _training_problems(session, futures)
+        seen: dict[str, set[int]] = {}
+        for field in findings.fields:
+            seen.setdefault(field.run, set()).add(field.epoch)
+        problems = _training_problems(session, futures, seen)
         return problems + write_series(out, study, findings, made)
 
 
@@ -214,9 +223,8 @@ def _without_stale(session: Session, findings: Findings, runs: Iterable[str]) ->
     return findings._replace(metadata=kept)
 
 
-def _training_problems(session: Session, futures: Futures) -> list[str]:
+def _training_problems(session: Session, futures: Futures, seen: Recorded) -> list[str]:
     """A line for each run that failed or whose tables are not here; a wrong input is raised."""
-    study, out, _ = session
     problems = []
     for run, future in futures.items():
         error = future.exception()
@@ -224,10 +232,11 @@ def _training_problems(session: Session, futures: Futures) -> list[str]:
             raise error
         if error is not None:
             problems.append(f"run {run}: training failed: {type(error).__name__}: {error}")
-        elif not complete_epochs(out, run, SPLITS) >= _epochs(study, run):
+        elif unseen := _epochs(session.study, run) - seen.get(run, set()):
             problems.append(
-                f"run {run}: was trained, but not all its tables are in {out}: expected a folder "
-                "that all nodes share. Give such a one, or a store's URI, as --out."
+                f"run {run}: was trained, but {len(unseen)} of its epochs, {min(unseen)} the first "
+                f"of them, are not whole in {session.out}: expected a folder that all nodes share. "
+                "Give such a one, or a store's URI, as --out, and delete what is damaged there."
             )
     return problems
 

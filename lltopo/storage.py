@@ -16,8 +16,9 @@ import re
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
@@ -32,8 +33,11 @@ from lltopo.orphans import is_dead, is_of_this_machine, own_mark
 
 Found = TypeVar("Found")
 
+_nobody_waits: ContextVar[threading.Event | None] = ContextVar("nobody_waits", default=None)
+
 RETRY_SECONDS = 60.0
 _PARTIAL = ".partial"
+_PARTIAL_NAME = re.compile(r"\..+\.(\w+-\d+)\.[0-9a-f]{32}\.partial")
 _ORPHANED_SECONDS = 3600.0
 _SAFE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _HARMLESS = {  # options of a URI
@@ -42,6 +46,13 @@ _HARMLESS = {  # options of a URI
     "endpoint_override",
     "force_virtual_addressing",
     "allow_bucket_creation",
+    "allow_bucket_deletion",
+    "allow_delayed_open",
+    "background_writes",
+    "smart_defaults",
+    "tls_ca_dir_path",
+    "tls_ca_file_path",
+    "tls_verify_certificates",
     "default_bucket_location",
     "project_id",
     "retry_limit_seconds",
@@ -313,9 +324,11 @@ def remove_partial_files(folder: Place) -> None:
 
 
 def _is_orphaned(partial: Path) -> bool:
-    mark = partial.name.split(".")[-3]
-    if is_of_this_machine(mark):
-        return is_dead(mark)
+    named = _PARTIAL_NAME.fullmatch(partial.name)
+    if named is None:
+        return False  # not ours
+    if is_of_this_machine(named[1]):
+        return is_dead(named[1])
     try:
         return time.time() - partial.stat().st_mtime > _ORPHANED_SECONDS
     except OSError:
@@ -327,6 +340,25 @@ def _type(target: Place) -> pafs.FileType:
         return target.filesystem.get_file_info(target.path).type
 
     return _patiently(target, "read", found, NotADirectoryError)
+
+
+@contextmanager
+def waiting_until(nobody_waits: threading.Event) -> Iterator[None]:
+    """Have this thread wait for no store any longer once the event is set."""
+    token = _nobody_waits.set(nobody_waits)
+    try:
+        yield
+    finally:
+        _nobody_waits.reset(token)
+
+
+def _wait(seconds: float, fault: Exception) -> None:
+    """Wait before a store is asked again; raise its fault where nobody wants to hear."""
+    nobody_waits = _nobody_waits.get()
+    if nobody_waits is None:
+        time.sleep(seconds)
+    elif nobody_waits.wait(seconds):
+        raise fault
 
 
 def _patiently(
@@ -349,5 +381,5 @@ def _patiently(
             give_up = now + target.retry_s if give_up is None else give_up
             if not isinstance(fault, TransientError) or now >= give_up:
                 raise fault from error
-        time.sleep(min(delay, give_up - now))
+        _wait(min(delay, give_up - now), fault)
     raise AssertionError("delays end")

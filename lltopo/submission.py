@@ -149,15 +149,15 @@ def submitted_job(
     Raises
     ------
     InputError
-        Where another study is running with the same name and ``out``, and for a variable that is
-        not set.
+        Where another study is running with the same ``out``, and for a variable that is not set.
     """
     environment = {name: _variable(name) for name in forwarded}
     earlier = _attempts(client, wanted.out)
-    for details in earlier.values():
+    for _, details in earlier:
         if not details.status.is_terminal():
             return Started(_attached(wanted, str(details.submission_id), details), True)
-    job = f"{wanted.name}-{_digest(wanted.out)}-{1 + max(earlier, default=0)}"
+    attempt = 1 + max((number for number, _ in earlier), default=0)
+    job = f"{wanted.name}-{_digest(wanted.out)}-{attempt}"
     with tempfile.TemporaryDirectory(prefix="lltopo-") as folder:
         _write_working_folder(Path(folder), wanted.study)
         try:
@@ -294,11 +294,11 @@ def _digest(out: str) -> str:
     return hashlib.sha256(out.encode()).hexdigest()[:8]
 
 
-def _attempts(client: JobSubmissionClient, out: str) -> dict[int, JobDetails]:
-    """The jobs that have worked on these results, by the number at their names' end."""
+def _attempts(client: JobSubmissionClient, out: str) -> list[tuple[int, JobDetails]]:
+    """The jobs that have worked on these results, with the number at their names' end."""
     named = re.compile(rf".+-{_digest(out)}-(\d+)")
     found = ((named.fullmatch(job.submission_id or ""), job) for job in client.list_jobs())
-    return {int(match[1]): job for match, job in found if match}
+    return [(int(match[1]), job) for match, job in found if match]
 
 
 def _attached(wanted: Submission, job: str, details: JobDetails) -> str:

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from lltopo.errors import InputError
 from lltopo.schemas import LOSSES
+from lltopo.side_by_side import answers
 from lltopo.storage import Place, files_below, read_bytes, read_end, write_bytes
 
 Tree = Literal["join", "split"]
@@ -78,24 +79,15 @@ def fields_in(losses: Place) -> list[Field]:
 
 def recorded_epochs(out: Place, run: str) -> set[int]:
     """Return the epochs of a run whose metrics, which are written last, are there."""
-    return _epochs_below(out / f"metrics/run={run}")
+    names = (_EPOCH_NAME.fullmatch(name) for name in files_below(out / f"metrics/run={run}"))
+    return {int(name[1]) for name in names if name}
 
 
 def complete_epochs(out: Place, run: str, splits: Sequence[str]) -> set[int]:
-    """Return the epochs of a run of which `is_complete` holds.
-
-    Of a store, where a file is whole or absent, their names alone are asked for.
-    """
+    """Return the epochs of a run of which `is_complete` holds."""
     epochs = recorded_epochs(out, run)
-    if out.is_local:
-        return {epoch for epoch in epochs if is_complete(out, run, epoch, splits)}
-    folders = (out / f"losses/run={run}/split={split}" for split in splits)
-    return epochs.intersection(*map(_epochs_below, folders))
-
-
-def _epochs_below(folder: Place) -> set[int]:
-    names = (_EPOCH_NAME.fullmatch(name) for name in files_below(folder))
-    return {int(name[1]) for name in names if name}
+    complete = answers(lambda epoch: is_complete(out, run, epoch, splits), epochs, out)
+    return set(itertools.compress(epochs, complete))
 
 
 def is_complete(out: Place, run: str, epoch: int, splits: Sequence[str]) -> bool:

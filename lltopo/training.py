@@ -146,7 +146,7 @@ def _fit(study: Study, loop: Loop, state: Place) -> None:
         train_loop_config=loop.config,
         torch_config=_Unconnected(),
         scaling_config=ray.train.ScalingConfig(
-            loop.n_workers,  # type: ignore[arg-type]
+            num_workers=loop.n_workers,  # type: ignore[arg-type]
             use_gpu="GPU" in needs,
             resources_per_worker=needs,
         ),

@@ -43,7 +43,7 @@ def test_a_store_is_looked_at_seldom_and_once_more_at_the_end(
         now[0] += 0.125
     assert len(looks) == n_looks
     # what the last epoch wrote is not waited for
-    training.set_result(None)
+    training.set_exception(RuntimeError("no"))
     assert next(arriving) == []
     assert len(looks) == n_looks + 1
     assert list(arriving) == []
@@ -88,11 +88,41 @@ def test_epochs_arrive_once_each_and_other_runs_at_once(tmp_path: Path) -> None:
     assert {*next(arriving)} == {Field("only", split, 0) for split in SPLITS}
     assert told == [("train only", 1)]
     record_epoch(out, 1)
-    training.set_result(None)
+    training.set_exception(RuntimeError("no third"))
     rest = [field for ready in arriving for field in ready]
     assert {*rest} == {Field("only", split, 1) for split in SPLITS}
     assert len(rest) == 2
     assert told[-1] == ("train only", 2)
+
+
+def test_what_a_shared_folder_shows_late_is_waited_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now, out = [100.0], place(tmp_path)
+    monkeypatch.setattr(arrivals.time, "monotonic", lambda: now[0])
+    study = tiny_study(tmp_path)
+    n_epochs = study.runs["only"].training.epochs + 1
+    fields = [Field("only", split, epoch) for split in SPLITS for epoch in range(n_epochs)]
+    session = Session(study, out, lambda job, done, of, note: None)
+    training: Future[None] = Future()
+    training.set_result(None)
+    arriving = arriving_fields(session, fields, {"only": training})
+    found: list[Field] = []
+    for ready in arriving:
+        found += ready
+        now[0] += 0.25
+        if now[0] == 105.0:
+            for epoch in range(n_epochs):
+                record_epoch(out, epoch)
+    assert sorted(found) == sorted(fields)
+    assert now[0] < 107.0
+    # what never shows is not waited for to the end of time
+    away = session._replace(out=out / "away")
+    now[0] = 200.0
+    for ready in arriving_fields(away, fields, {"only": training}):
+        assert ready == []
+        now[0] += 0.25
+    assert 210.0 <= now[0] < 212.0
 
 
 LOSSES = LossTable(np.ones(3, np.float32), None, None)

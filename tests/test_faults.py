@@ -168,7 +168,7 @@ def test_damaged_files_are_made_again(study: Path, undisturbed: Path) -> None:
     diagram.write_bytes(diagram.read_bytes()[:100])
     (out / "graph/val.npz").write_bytes(b"PK\x03\x04 cut short")
     os.truncate(out / "series.parquet", 200)
-    (out / f"losses/run=small/.part-0.parquet.{DEAD}.0.partial").write_bytes(b"half")
+    (out / f"losses/run=small/.part-0.parquet.{DEAD}.{0:032x}.partial").write_bytes(b"half")
     run(["run", str(study), "--out", str(out)], study.parent / "damaged.log")
     assert_same_results(out, undisturbed)
     assert (out / "graph/val.npz").read_bytes() == (undisturbed / "graph/val.npz").read_bytes()

@@ -203,7 +203,9 @@ def test_an_interrupted_trajectory_goes_on_to_the_same_bits(
         with pytest.raises(KeyboardInterrupt):
             sample(trained, trajectory)
     # a process that is killed cannot clear away what it has half written
-    partial = Path(trajectory_folder(trained.out, trajectory).path) / f".last.pt.{DEAD}.0.partial"
+    partial = (
+        Path(trajectory_folder(trained.out, trajectory).path) / f".last.pt.{DEAD}.{0:032x}.partial"
+    )
     partial.write_bytes(b"half")
     trained_epochs = []
     train_epoch = jump.train_epoch

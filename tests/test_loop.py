@@ -404,6 +404,21 @@ def test_a_run_that_diverges_is_recorded_to_its_end(tmp_path: Path) -> None:
     assert not np.isfinite(last).all()
 
 
+@pytest.mark.parametrize("first", [3, 2, None])
+def test_workers_that_would_go_on_from_different_epochs_are_stopped(
+    monkeypatch: pytest.MonkeyPatch, first: int | None
+) -> None:
+    monkeypatch.setattr(
+        loop.dist, "broadcast_object_list", lambda said, src: said.__setitem__(0, first)
+    )
+    second = Worker(1, 2, torch.device("cpu"))
+    if first == 3:
+        loop._check_agreement(3, second)
+        return
+    with pytest.raises(RuntimeError, match=f"rank 1 goes on from epoch 3, rank 0 from {first}"):
+        loop._check_agreement(3, second)
+
+
 @pytest.mark.parametrize(
     "changes", [{"channels_last": True}, {"precision": "bf16"}, {"deterministic": False}]
 )

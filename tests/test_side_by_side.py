@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
@@ -11,7 +14,7 @@ from pyarrow import fs as pafs
 
 from lltopo import side_by_side
 from lltopo.side_by_side import answers
-from lltopo.storage import Place, place
+from lltopo.storage import Place, exists, place
 
 STORE = Place(pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem())), "/bucket")
 
@@ -44,6 +47,30 @@ def test_no_more_is_drawn_than_is_asked_at_a_time(monkeypatch: pytest.MonkeyPatc
     found = answers(str, left, STORE)
     assert next(found) == "0"
     assert next(left) == 10
+
+
+def test_of_a_store_that_is_away_nobody_waits_to_hear(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Away(MemoryFileSystem):
+        def info(self, path: str, **options: Any) -> Any:
+            raise OSError("no answer")
+
+    filesystem = pafs.PyFileSystem(pafs.FSSpecHandler(Away(skip_instance_cache=True)))
+    away = Place(filesystem, "/bucket", retry_s=3600.0)
+    asked = threading.Barrier(9)
+
+    def question(i: int) -> bool:
+        asked.wait(30)
+        return exists(away / f"{i}")
+
+    found = answers(question, range(8), away)
+    interrupt = threading.Thread(
+        target=lambda: (asked.wait(30), os.kill(os.getpid(), signal.SIGINT))
+    )
+    interrupt.start()
+    with pytest.raises(KeyboardInterrupt):
+        next(found)
+    # the threads have ended: they would have waited for an hour
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("ask")]
 
 
 @pytest.mark.parametrize("local", [True, False])

@@ -142,20 +142,22 @@ def test_a_file_appears_only_under_its_whole_content(
 
 def test_what_a_killed_process_left_half_written_is_cleared_away(tmp_path: Path) -> None:
     left = {
-        "dead": f".part-0.parquet.{DEAD}.01.partial",
-        "living": f".part-0.parquet.{own_mark()}.02.partial",
-        "elsewhere": ".part-0.parquet.elsewhere-1.03.partial",
-        "long ago": ".part-0.parquet.elsewhere-1.04.partial",
+        "dead": f".part-0.parquet.{DEAD}.{1:032x}.partial",
+        "living": f".part-0.parquet.{own_mark()}.{2:032x}.partial",
+        "elsewhere": f".part-0.parquet.elsewhere-1.{3:032x}.partial",
+        "long ago": f".part-0.parquet.elsewhere-1.{4:032x}.partial",
     }
     (tmp_path / "a").mkdir()
-    for name in ("part-0.parquet", *left.values()):
+    others = ["part-0.parquet", "x.partial", ".x.partial", "mine.tar.partial"]
+    for name in (*others, *left.values()):
         (tmp_path / "a" / name).write_bytes(b"x")
     long_ago = time.time() - 7200
-    os.utime(tmp_path / "a" / left["long ago"], (long_ago, long_ago))
+    for name in (*others, left["long ago"]):
+        os.utime(tmp_path / "a" / name, (long_ago, long_ago))
     # they count as absent before, too
     assert files_below(place(tmp_path)) == ["a/part-0.parquet"]
     remove_partial_files(place(tmp_path))
-    assert {*os.listdir(tmp_path / "a")} == {"part-0.parquet", left["living"], left["elsewhere"]}
+    assert {*os.listdir(tmp_path / "a")} == {*others, left["living"], left["elsewhere"]}
 
 
 @pytest.mark.parametrize("below", ["file", "file/deeper", "file/deeper/still"])

@@ -11,12 +11,10 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from fsspec.implementations.memory import MemoryFileSystem
-from pyarrow import fs as pafs
 
 from lltopo.errors import InputError
 from lltopo.schemas import DIAGRAM, LOSSES, METRICS_PART
-from lltopo.storage import Place, place, write_bytes
+from lltopo.storage import Place, place
 from lltopo.tables import (
     TREES,
     Field,
@@ -228,23 +226,10 @@ def test_an_epoch_is_complete_with_its_metrics_and_all_its_tables(out: Place) ->
     damage(Path(metrics_file(out, "only", 3).path), "half")
     (Path(out.path) / "metrics/run=only/epoch=00009").mkdir()
     (Path(out.path) / "metrics/run=only/notes").write_text("mine")
+    assert recorded_epochs(out, "only") == {0, 1, 2, 3, 4}
     assert complete_epochs(out, "only", ("train", "val")) == {0, 4}
     assert complete_epochs(out, "only", ("train",)) == {0, 1, 4}
     assert complete_epochs(out, "other", ("train", "val")) == set()
-
-
-def test_of_a_store_the_names_tell_what_is_complete() -> None:
-    filesystem = MemoryFileSystem()
-    filesystem.store.clear()
-    store = Place(pafs.PyFileSystem(pafs.FSSpecHandler(filesystem)), "/bucket")
-    for epoch in range(3):
-        write_bytes(metrics_file(store, "only", epoch), b"not looked at")
-        for split in ("train", "val")[: 1 + epoch % 2]:
-            write_bytes(losses_file(store / "losses", Field("only", split, epoch)), b"nor this")
-    assert recorded_epochs(store, "only") == {0, 1, 2}
-    assert complete_epochs(store, "only", ("train", "val")) == {1}
-    assert complete_epochs(store, "only", ("train",)) == {0, 1, 2}
-    assert complete_epochs(store, "other", ("train",)) == set()
 
 
 def test_rows_and_metadata_come_back(out: Place) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from concurrent.futures import Future
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -116,9 +117,28 @@ def test_tables_that_are_nowhere_to_be_seen_are_told_of(tmp_path: Path) -> None:
     trained.set_result(None)
     failed: Future[None] = Future()
     failed.set_exception(RuntimeError("no"))
-    problems = stages._training_problems(session, {"one": trained, "two": failed})
-    assert problems[0].startswith(f"run one: was trained, but not all its tables are in {tmp_path}")
+    futures = {"one": trained, "two": failed}
+    problems = stages._training_problems(session, futures, {"one": {0, 2}})
+    told = "run one: was trained, but 1 of its epochs, 1 the first of them, are not whole in "
+    assert problems[0].startswith(f"{told}{tmp_path}")
     assert problems[1] == "run two: training failed: RuntimeError: no"
+    assert stages._training_problems(session, {"one": trained}, {"one": {0, 1, 2}}) == []
+
+
+def test_where_all_runs_fail_it_is_told_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    problems = ["run one: training failed: RuntimeError: no such layer"]
+    monkeypatch.setattr(stages, "_with_ray", lambda *_: problems.copy())
+    monkeypatch.setattr(stages, "study_session", lambda _: nullcontext())
+    study = resolved_study({**STUDY, "runs": {"one": {}}}, "test")
+    session = Session(study, place(tmp_path), lambda *_: None)
+    first, second = stages.run_stages(session, ("graph", "train", "analyze", "report"))
+    assert first == problems[0]
+    assert "series.parquet: is missing" in second
+    problems.clear()
+    with pytest.raises(InputError, match=r"series\.parquet: is missing"):
+        stages.run_stages(session, ("graph", "train", "analyze", "report"))
 
 
 def test_of_failed_workers_the_cause_is_told() -> None:
@@ -186,6 +206,10 @@ def test_worker_takes_a_gpu_or_a_cpu_and_never_both(monkeypatch: pytest.MonkeyPa
         taken(monkeypatch, cpus=0, gpus=0)
     # a worker cannot be on two nodes
     assert taken(monkeypatch, cpus=3, gpus=0, nodes=2, cpus_per_worker=2) == 2
+    assert taken(monkeypatch, cpus=0, gpus=1, gpus_per_worker=0.4) == 2
+    assert taken(monkeypatch, cpus=0, gpus=2, nodes=2, gpus_per_worker=0.4) == 4
+    # nor on two GPUs
+    assert taken(monkeypatch, cpus=0, gpus=2, gpus_per_worker=0.7) == 2
     with pytest.raises(InputError, match=told.format(24, 32)):
         taken(monkeypatch, cpus=16, gpus=0, nodes=2, cpus_per_worker=24)
 
