@@ -27,7 +27,7 @@ _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the size of the cluster, each as dear as a small task
 _ROUNDING = 1e-9
 _TRIES = 3
-_TASK_SECONDS = 0.1
+_TASK_SECONDS = 0.25
 _MOST_TOGETHER = 64
 _FOLDER = "lltopo-ray-"
 _MARK = "driver"  # the file in it that says whose it is
@@ -213,7 +213,7 @@ def fan_out(
 
     Notes
     -----
-    Short calls of a batch go as one task, as many as have lately taken a tenth of a second: a
+    Short calls of a batch go as one task, as many as have lately taken a quarter of a second: a
     task costs some milliseconds. At most twice the tasks that fit into the cluster are submitted
     and not yet ended. A call that fails, by an error or because its worker, node or outcome is
     lost, is tried three times, the later ones alone, and then ends alone.

@@ -101,7 +101,7 @@ def test_calls_are_drawn_as_places_become_free_and_batches_take_turns() -> None:
 
 
 def slowly(epoch: int) -> int:
-    time.sleep(0.11)  # too long to be put together with others
+    time.sleep(0.26)  # too long to be put together with others
     return epoch
 
 
