@@ -245,7 +245,7 @@ def fan_out(
                     waiting.popleft()
                     continue
                 waiting.rotate(-1)
-                running[task.remote(*_flat(drawn))] = drawn
+                running[task.remote(*_packed(drawn))] = drawn
             if not running:
                 # nothing to wait for but the next batch
                 time.sleep(_POLL_SECONDS if more else 0.0)
@@ -279,24 +279,27 @@ class _Done(NamedTuple):
     n_together: int | None
 
 
-def _flat(tries: Sequence[_Try]) -> list[Any]:
-    """Where each call's arguments stand among all of them, and these, each of them once.
+def _packed(tries: Sequence[_Try]) -> list[Any]:
+    """Where each call's arguments stand among all of them; the plain ones; then the shared ones.
 
-    They are the task's own arguments: Ray looks for shared ones no deeper.
+    Each is there once, however many calls have it. The shared ones are the task's own arguments:
+    Ray looks for them no deeper.
     """
-    places: dict[int, int] = {}
-    arguments: list[Any] = []
-    for argument in itertools.chain.from_iterable(tried.call.arguments for tried in tries):
-        if id(argument) not in places:
-            places[id(argument)] = len(arguments)
-            arguments.append(argument)
-    return [[[places[id(a)] for a in tried.call.arguments] for tried in tries], *arguments]
+    calls = [tried.call.arguments for tried in tries]
+    every = {id(argument): argument for argument in itertools.chain.from_iterable(calls)}
+    is_shared = {name: isinstance(value, ray.ObjectRef) for name, value in every.items()}
+    names = sorted(every, key=is_shared.__getitem__)
+    place_of = {name: place for place, name in enumerate(names)}
+    chosen = [[place_of[id(argument)] for argument in arguments] for arguments in calls]
+    plain = [every[name] for name in names if not is_shared[name]]
+    return [chosen, plain, *(every[name] for name in names[len(plain) :])]
 
 
 def _in_turn(function: Callable[..., Any]) -> Callable[..., _Done]:
     """The function that a task is: the given one, called once for each choice of the arguments."""
 
-    def in_turn(chosen: list[list[int]], *arguments: Any) -> _Done:
+    def in_turn(chosen: list[list[int]], plain: list[Any], *shared_ones: Any) -> _Done:
+        arguments = [*plain, *shared_ones]
         results: list[tuple[Any, str | None]] = []
         start = time.perf_counter()
         for places in chosen:
