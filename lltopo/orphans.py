@@ -15,8 +15,7 @@ def own_mark() -> str:
 
 def is_dead(mark: str) -> bool:
     """Say whether the process of a mark has died; of another machine's nothing is known."""
-    host, _, pid = mark.rpartition("-")
-    return host == _host() and pid.isdigit() and not _is_alive(int(pid))
+    return is_of_this_machine(mark) and not _is_alive(int(mark.rpartition("-")[2]))
 
 
 def is_of_this_machine(mark: str) -> bool:
