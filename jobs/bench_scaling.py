@@ -108,7 +108,7 @@ def grown_mib(losses: Place, out: Place, epoch: int, made: MadeGraph) -> float:
 
 def fanned(losses: Place, out: Place, n_epochs: int, made: Any) -> list[Timed]:
     """The tasks of so many epochs, through Ray; each outcome as it came."""
-    calls = (Call(epoch, (losses, out, epoch, made)) for epoch in range(n_epochs))
+    calls = [Call(epoch, (losses, out, epoch, made)) for epoch in range(n_epochs)]
     found = []
     for outcome in fan_out(timed_task, iter([calls])):
         assert outcome.error is None, outcome.error

@@ -9,23 +9,28 @@ with the smallest bounds are kept; all the rest lie at least as far as the last 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import pairwise
-from typing import Any, NamedTuple
+from threading import Lock
+from typing import Any, NamedTuple, TypeVar
 
 import numba
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from lltopo.arrays import read_only
 
 SPARE_CANDIDATES = 8  # beyond k: how many bounds are kept for the exact ranking
-TILE = 2048  # rows and columns of a product: 16 MiB, which stays in a shared cache
+TILE = 1024  # rows and columns of a product: 4 MiB, which stays in a cache
 CHUNK = 64  # products that are compared before any is looked at singly
 COMPARISON_WORK = 64  # multiply-adds that take as long as comparing a product, with its traffic
 N_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
+
+Result = TypeVar("Result")
 
 Progress = Callable[[float], None]
 
@@ -99,21 +104,35 @@ def search_work(n_rows: int, n_vertices: int, d: int) -> float:
 def all_candidates(space: Centred, width: int, progress: Progress) -> Candidates:
     """Keep each vertex's `width` smallest bounds; every product serves its rows and columns.
 
-    n^2 d / 2 multiply-adds on all cores.
+    n^2 d / 2 multiply-adds on all cores, a tile of products on each at a time.
     """
     n = len(space.rows)
     candidates = _no_candidates(n, width, n)
-    products = np.empty((TILE, TILE), np.float32)
-    for top in range(0, n, TILE):
-        for left in range(top, n, TILE):
-            product = _product(space, slice(top, top + TILE), slice(left, left + TILE), products)
-            arguments = (space.half_norms, product, (top, left))
-            n_rows, n_columns = product.shape
-            for_parts(_offer_to_rows, n_rows, _part(candidates, top, n_rows), *arguments)
-            if left > top:
-                columns = _part(candidates, left, n_columns)
-                for_parts(_offer_to_columns, n_columns, columns, *arguments)
-        progress(1 - (max(n - top - TILE, 0) / n) ** 2)
+    blocks = _blocks(range(n))
+    kept = [_part(candidates, block) for block in blocks]
+    closed = [Lock() for _ in blocks]
+    memory = [np.empty((TILE, TILE), np.float32) for _ in range(N_THREADS)]
+
+    def offer(a: int, b: int) -> None:
+        products = memory.pop()
+        product = _product(space, blocks[a], blocks[b], products)
+        corner = blocks[a].start, blocks[b].start
+        with closed[a]:
+            if a == b:
+                _offer(kept[a], _full(product.shape[1]), space.half_norms, product, corner)
+            else:
+                with closed[b]:
+                    _offer(kept[a], kept[b], space.half_norms, product, corner)
+        memory.append(products)
+
+    # near in this order few pairs share a block, so that hardly a thread waits for another
+    pairs = ((a, a + apart) for apart in range(len(blocks)) for a in range(len(blocks) - apart))
+    n_pairs = len(blocks) * (len(blocks) + 1) // 2
+    # each thread multiplies for itself
+    with threadpool_limits(1, user_api="blas"):
+        for done, _ in enumerate(on_threads(offer, pairs, N_THREADS), start=1):
+            if done % len(blocks) == 0:
+                progress(done / n_pairs)
     return candidates
 
 
@@ -125,13 +144,30 @@ def row_candidates(space: Centred, chosen: range, width: int) -> Candidates:
     n = len(space.rows)
     candidates = _no_candidates(len(chosen), width, n)
     products = np.empty((TILE, TILE), np.float32)
-    for top in range(chosen.start, chosen.stop, TILE):
-        stop = min(top + TILE, chosen.stop)
-        rows = _part(candidates, top - chosen.start, stop - top)
-        for left in range(0, n, TILE):
-            product = _product(space, slice(top, stop), slice(left, left + TILE), products)
-            _offer_to_rows(rows, space.half_norms, product, (top, left), 0, stop - top)
+    for rows in _blocks(chosen):
+        kept = _part(candidates, range(rows.start - chosen.start, rows.stop - chosen.start))
+        for columns in _blocks(range(n)):
+            product = _product(space, rows, columns, products)
+            corner = rows.start, columns.start
+            _offer(kept, _full(len(columns)), space.half_norms, product, corner)
     return candidates
+
+
+def on_threads(
+    function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], n_threads: int
+) -> Iterator[Result]:
+    """Yield ``function(*arguments)`` for each of the calls, in order, with a few at work at once.
+
+    Whatever ends the iteration, Ctrl-C among it, waits for those few alone.
+    """
+    with ThreadPoolExecutor(n_threads) as pool:
+        at_work: deque[Future[Result]] = deque()
+        for arguments in calls:
+            if len(at_work) == 2 * n_threads:
+                yield at_work.popleft().result()
+            at_work.append(pool.submit(function, *arguments))
+        for task in at_work:
+            yield task.result()
 
 
 def for_parts(
@@ -139,10 +175,13 @@ def for_parts(
 ) -> None:
     """Run ``kernel(*arguments, first, last)`` over all rows, a part of them on each thread."""
     ends = np.linspace(0, n_rows, min(n_threads, n_rows) + 1).astype(np.int64).tolist()
-    with ThreadPoolExecutor(n_threads) as pool:
-        tasks = [pool.submit(kernel, *arguments, first, last) for first, last in pairwise(ends)]
-    for task in tasks:
-        task.result()
+    calls = ((*arguments, first, last) for first, last in pairwise(ends))
+    deque(on_threads(kernel, calls, n_threads), maxlen=0)
+
+
+def _blocks(rows: range) -> list[range]:
+    """Cut rows into blocks of `TILE`, the last one perhaps smaller."""
+    return [rows[first : first + TILE] for first in range(0, len(rows), TILE)]
 
 
 def _no_candidates(n_rows: int, width: int, n_vertices: int) -> Candidates:
@@ -153,77 +192,63 @@ def _no_candidates(n_rows: int, width: int, n_vertices: int) -> Candidates:
     )
 
 
-def _part(candidates: Candidates, start: int, n_rows: int) -> Candidates:
-    part = slice(start, start + n_rows)
+def _full(n_rows: int) -> Candidates:
+    """Candidates of vertices that take no more."""
+    nobody = _no_candidates(n_rows, 1, 0)
+    nobody.limit[:] = -np.inf
+    return nobody
+
+
+def _part(candidates: Candidates, rows: range) -> Candidates:
+    part = slice(rows.start, rows.stop)
     return Candidates(candidates.bounds[part], candidates.ids[part], candidates.limit[part])
 
 
 def _product(
-    space: Centred, rows: slice, columns: slice, products: NDArray[np.float32]
+    space: Centred, rows: range, columns: range, products: NDArray[np.float32]
 ) -> NDArray[np.float32]:
     """Multiply a block of rows with another, in memory that is there."""
-    upper, lower = space.rows[rows], space.rows[columns]
+    upper = space.rows[rows.start : rows.stop]
+    lower = space.rows[columns.start : columns.stop]
     product = products.ravel()[: len(upper) * len(lower)].reshape(len(upper), len(lower))
     return np.matmul(upper, lower.T, out=product)
 
 
 @njit(cache=True, nogil=True)
-def _offer_to_rows(candidates, half_norms, product, corner, first, last):  # type: ignore[no-untyped-def]
-    """Offer the columns of a product as neighbours to its rows ``first .. last - 1``."""
+def _offer(rows, columns, half_norms, product, corner):  # type: ignore[no-untyped-def]
+    """Offer the columns of a product as neighbours to its rows, and the rows to its columns."""
     top, left = corner
-    column_norms = half_norms[left : left + product.shape[1]]
-    for i in range(first, last):
+    n_rows, n_columns = product.shape
+    column_norms = half_norms[left : left + n_columns]
+    for i in range(n_rows):
         half_norm = half_norms[top + i]
-        for start in range(0, product.shape[1], CHUNK):
-            chunk = slice(start, start + CHUNK)
-            lowest = _lowest_difference(column_norms[chunk], product[i, chunk])
-            if half_norm + lowest >= candidates.limit[i]:
+        products = product[i]
+        limit = rows.limit[i]
+        for start in range(0, n_columns, CHUNK):
+            stop = min(start + CHUNK, n_columns)
+            part = np.uint64(start), np.uint64(stop)
+            if not _any_below(half_norm, column_norms, products, limit, columns.limit, part):
                 continue
-            for j in range(start, min(start + CHUNK, product.shape[1])):
-                bound = half_norm + (column_norms[j] - product[i, j])
-                if bound < candidates.limit[i] and left + j != top + i:
-                    insert(candidates.bounds[i], candidates.ids[i], bound, left + j)
-                    candidates.limit[i] = candidates.bounds[i, -1]
+            for j in range(start, stop):
+                bound = half_norm + (column_norms[j] - products[j])
+                if bound < limit and left + j != top + i:
+                    insert(rows.bounds[i], rows.ids[i], bound, left + j)
+                    limit = rows.bounds[i, -1]
+                if bound < columns.limit[j]:
+                    insert(columns.bounds[j], columns.ids[j], bound, top + i)
+                    columns.limit[j] = columns.bounds[j, -1]
+        rows.limit[i] = limit
 
 
+# one bit, unsigned places and no slice: only so are several compared in one instruction
 @njit(cache=True, nogil=True)
-def _offer_to_columns(candidates, half_norms, product, corner, first, last):  # type: ignore[no-untyped-def]
-    """Offer the rows of a product as neighbours to its columns ``first .. last - 1``."""
-    top, left = corner
-    column_norms = half_norms[left : left + product.shape[1]]
-    for i in range(product.shape[0]):
-        half_norm = half_norms[top + i]
-        for start in range(first, last, CHUNK):
-            chunk = slice(start, min(start + CHUNK, last))
-            norms, products = column_norms[chunk], product[i, chunk]
-            if _lowest_excess(half_norm, norms, products, candidates.limit[chunk]) >= 0:
-                continue
-            for j in range(start, min(start + CHUNK, last)):
-                bound = half_norm + (column_norms[j] - product[i, j])
-                if bound < candidates.limit[j]:
-                    insert(candidates.bounds[j], candidates.ids[j], bound, top + i)
-                    candidates.limit[j] = candidates.bounds[j, -1]
-
-
-# without signed zeros and NaN a minimum is taken in wide registers
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _lowest_difference(half_norms, products):  # type: ignore[no-untyped-def]
-    """The smallest of some bounds, less the half norm that they share."""
-    lowest = np.float32(np.inf)
-    for j in range(len(products)):
-        difference = half_norms[j] - products[j]
-        lowest = difference if difference < lowest else lowest
-    return lowest
-
-
-@njit(cache=True, nogil=True, fastmath={"nnan", "nsz"})
-def _lowest_excess(half_norm, half_norms, products, limits):  # type: ignore[no-untyped-def]
-    """By how much some bounds exceed their limits, at least; negative where one is below."""
-    lowest = np.float32(np.inf)
-    for j in range(len(products)):
-        excess = half_norm + (half_norms[j] - products[j]) - limits[j]
-        lowest = excess if excess < lowest else lowest
-    return lowest
+def _any_below(half_norm, half_norms, products, limit, limits, part):  # type: ignore[no-untyped-def]
+    """Say whether some bounds lie below their row's or their column's limit."""
+    below = False
+    for j in range(*part):
+        bound = half_norm + (half_norms[j] - products[j])
+        below |= (bound < limit) | (bound < limits[j])
+    return below
 
 
 @njit(cache=True, nogil=True)

@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import itertools
 import logging
+import math
 import os
 import shutil
 import stat
 import tempfile
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,8 +28,8 @@ _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the size of the cluster, each as dear as a small task
 _ROUNDING = 1e-9
 _TRIES = 3
-_TASK_SECONDS = 0.25
-_MOST_TOGETHER = 64
+_TASK_SECONDS = 1.0  # between a worker's tasks lie some milliseconds
+_MOST_TOGETHER = 512
 _FOLDER = "lltopo-ray-"
 _MARK = "driver"  # the file in it that says whose it is
 # of the names of Ray's sockets, below a temporary folder with a random part of 8 letters
@@ -196,7 +197,7 @@ def shared(value: Any) -> Any:
 
 
 def fan_out(
-    function: Callable[..., Any], batches: Iterator[Iterable[Call]], need: Need = _ONE_CPU
+    function: Callable[..., Any], batches: Iterator[Collection[Call]], need: Need = _ONE_CPU
 ) -> Iterator[Outcome]:
     """Outcomes of ``function(*arguments)`` for each call, in the order in which they end.
 
@@ -213,17 +214,18 @@ def fan_out(
 
     Notes
     -----
-    Short calls of a batch go as one task, as many as have lately taken a quarter of a second: a
-    task costs some milliseconds. At most twice the tasks that fit into the cluster are submitted
-    and not yet ended. A call that fails, by an error or because its worker, node or outcome is
-    lost, is tried three times, the later ones alone, and then ends alone.
+    Short calls of a batch go as one task, as many as have lately taken a second, but no more than
+    leaves as much for every other place, so that all workers end at once. At most twice the tasks
+    that fit into the cluster are submitted and not yet ended. A call that fails, by an error or
+    because its worker, node or outcome is lost, is tried three times, the later ones alone, and
+    then ends alone.
     """
     cpus = 0.0 if need.gpus else need.cpus
     # Ray itself would try again for ever where memory ran out
     options = {"num_cpus": cpus, "num_gpus": need.gpus, "max_retries": 0}
     task = ray.remote(_in_turn(function)).options(name=function.__name__, **options)
     running: dict[Any, list[_Try]] = {}
-    waiting: deque[Iterator[_Try]] = deque()
+    waiting: deque[_Batch] = deque()
     more = True
     n_together = 1
     next_look = 0.0
@@ -234,17 +236,17 @@ def fan_out(
                 batch = next(batches, None)
                 more = batch is not None
                 if batch:
-                    waiting.append(_Try(call, 1) for call in batch)
+                    waiting.append(_Batch((_Try(call, 1) for call in batch), len(batch)))
             if time.monotonic() >= next_look:
                 # of a cluster that scales up from nothing one call is worth the asking
                 in_flight = max(1, 2 * _slots(need))
                 next_look = time.monotonic() + _LOOK_SECONDS
             while waiting and len(running) < in_flight:
-                drawn = list(itertools.islice(waiting[0], n_together))
-                if not drawn:
-                    waiting.popleft()
-                    continue
-                waiting.rotate(-1)
+                share = math.ceil(sum(batch.n_left for batch in waiting) / in_flight)
+                rest, n_left = waiting.popleft()
+                drawn = list(itertools.islice(rest, min(n_together, share)))
+                if len(drawn) < n_left:
+                    waiting.append(_Batch(rest, n_left - len(drawn)))
                 running[task.remote(*_packed(drawn))] = drawn
             if not running:
                 # nothing to wait for but the next batch
@@ -256,7 +258,7 @@ def fan_out(
                     if error is None or tried.number == _TRIES:
                         yield Outcome(tried.call.key, value, error)
                     else:
-                        waiting.append(iter([tried._replace(number=tried.number + 1)]))
+                        waiting.append(_Batch(iter([tried._replace(number=tried.number + 1)]), 1))
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -267,6 +269,13 @@ class _Try(NamedTuple):
 
     call: Call
     number: int
+
+
+class _Batch(NamedTuple):
+    """The tries of a batch that are still to be drawn, and how many they are."""
+
+    tries: Iterator[_Try]
+    n_left: int
 
 
 class _Done(NamedTuple):

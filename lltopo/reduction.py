@@ -163,7 +163,8 @@ def _measured(
     references = reference_epochs(findings.metadata)
     fields = [field for field in findings.metadata if field.run not in known]
 
-    def calls(run: str) -> Iterator[Call]:
+    def calls(run: str) -> list[Call]:
+        found = []
         of_run = [field for field in fields if field.run == run]
         for split in dict.fromkeys(field.split for field in of_run):
             of_split = [field for field in of_run if field.split == split]
@@ -176,7 +177,8 @@ def _measured(
                 except InputError as error:
                     failures.update(dict.fromkeys(of_split, f"{type(error).__name__}: {error}"))
                     continue
-            yield from (Call(field, (out, field, reference, analysis)) for field in of_split)
+            found += [Call(field, (out, field, reference, analysis)) for field in of_split]
+        return found
 
     def rows() -> Iterator[Row]:
         # a batch for each run, so that the runs take turns

@@ -7,7 +7,7 @@ finished study is found finished without Ray being started.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any
 
@@ -57,7 +57,8 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
         remove_partial_files(out)
     complete = recorded_runs(study, out) if {"train", "analyze"} & set(stages) else {}
     to_train = unfinished_runs(study, complete) if "train" in stages else []
-    graphs = _prepared(session, to_train, needs_graphs=bool({"graph", "analyze"} & set(stages)))
+    splits = study_splits(study) if {"graph", "analyze"} & set(stages) else []
+    graphs = _prepared(session, to_train, splits)
     findings = None
     if "analyze" in stages:
         findings = known_findings(session, graphs, complete, to_train)
@@ -89,15 +90,14 @@ def run_stages(session: Session, stages: Sequence[str]) -> list[str]:
 
 
 def _prepared(
-    session: Session, to_train: Sequence[str], *, needs_graphs: bool
+    session: Session, to_train: Sequence[str], splits: Sequence[str]
 ) -> dict[str, MadeGraph]:
-    """The study's graphs where they are needed, made where they are not yet there.
+    """The graphs of some splits, made where they are not yet there.
 
     What would go wrong in every worker is found here first: data that are wrong or not those of
     the graphs, a model that does not fit.
     """
     study, out, notify = session
-    splits = study_splits(study) if needs_graphs else []
     graphs = known_graphs(study, out, splits)
     missing = [split for split in splits if split not in graphs]
     data = None
@@ -156,15 +156,18 @@ def _with_ray(
     findings: Findings | None,
 ) -> list[str]:
     """Train and analyze what is to be trained and analyzed; what went wrong."""
-    study, out, _ = session
+    study, out, notify = session
     with ExitStack() as stack:
         futures: Futures = {}
         if to_train:
-            from lltopo.training import training_runs
+            from lltopo.training import training_runs, unmet_need
 
             # they hold nothing: our tables and checkpoints are the record
             notes = place(stack.enter_context(temporary_folder()))
             futures = stack.enter_context(training_runs(study, out, to_train, notes))
+            if lacking := unmet_need(study, to_train):
+                for run in to_train:
+                    notify(f"train {run}", 0, len(_epochs(study, run)), lacking)
         if findings is None:
             for _ in arriving_fields(session, [], futures):
                 time.sleep(_TICK_SECONDS)
@@ -192,13 +195,14 @@ def _with_diagrams(
     n_fields = len(findings.fields)
     pending = [f for f in findings.fields if f not in metadata and f not in failures]
 
-    def calls(ready: Sequence[Field]) -> Iterator[Call]:
-        for field in ready:
-            yield Call(field, (losses, out, field, made[field.split], study.analysis))
+    def calls(ready: Sequence[Field]) -> list[Call]:
+        return [
+            Call(field, (losses, out, field, made[field.split], study.analysis)) for field in ready
+        ]
 
     # a batch for each run, so that the runs take turns
     arriving = arriving_fields(session, pending, futures)
-    batches = (calls(ready) if ready else () for ready in arriving)
+    batches = (calls(ready) for ready in arriving)
     notify("diagrams", len(metadata), n_fields, "")
     for outcome in fan_out(write_field_diagrams, batches):
         if outcome.error is None:

@@ -106,6 +106,18 @@ def sampled_trajectories(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
+def unmet_need(study: Study, names: Iterable[str]) -> str | None:
+    """What the runs wait for, where the cluster as it is now has no room for one of them."""
+    n_workers = max(study.runs[name].training.workers for name in names)
+    [(resource, each)] = _worker_needs(study).items()
+    if cluster_places(resource, each) >= n_workers:
+        return None
+    return (
+        f"waiting for {n_workers} workers with {each:g} {resource} of one node each: the cluster "
+        f"has {cluster_total(resource):g} {resource} as yet"
+    )
+
+
 def parallel_runs(study: Study, names: Sequence[str]) -> int:
     """How many of the runs fit side by side into the cluster, within ``resources``."""
     slots = _slots(study, max(study.runs[name].training.workers for name in names))

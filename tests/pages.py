@@ -10,6 +10,10 @@ from planted import Plan, planted_study
 
 from lltopo.report import write_report
 
+SMALL = Plan(
+    rates={"only": 0.1}, epochs=range(1, 4), milestones=(), n_pairs=5, correlation=lambda *_: None
+)
+
 
 class Element(NamedTuple):
     tag: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 from PIL import Image
+from processes import free_port
 
 BUCKET = "bucket"
 ACCESS_KEY = "AKIA-MARKER-ACCESS"
@@ -57,7 +57,7 @@ class Store(NamedTuple):
 @contextmanager
 def s3_store() -> Iterator[Store]:
     """A store for as long as the block lasts."""
-    port = _free_port()
+    port = free_port()
     command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
     environment = {**os.environ, "AWS_ACCESS_KEY_ID": "moto", "AWS_SECRET_ACCESS_KEY": "moto"}
     server = subprocess.Popen(
@@ -81,13 +81,6 @@ def s3_environment(port: int) -> Mapping[str, str]:
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
 
 
 def _make_bucket(port: int, server: subprocess.Popen[bytes]) -> None:

@@ -82,13 +82,17 @@ def test_calls_are_drawn_as_places_become_free_and_batches_take_turns() -> None:
     drawn: list[tuple[str, int]] = []
     ended: list[tuple[str, int]] = []
 
-    def batch(run: str, n: int) -> Iterator[Call]:
-        for epoch in range(n):
-            drawn.append((run, epoch))
-            yield Call((run, epoch), (epoch,))
+    class Batch(list[Call]):
+        def __iter__(self) -> Iterator[Call]:
+            for call in super().__iter__():
+                drawn.append(call.key)
+                yield call
 
     sizes = {"long": 24, "short": 4, "third": 8}
-    for outcome in fan_out(slowly, (batch(run, n) for run, n in sizes.items())):
+    batches = (
+        Batch(Call((run, epoch), (epoch,)) for epoch in range(n)) for run, n in sizes.items()
+    )
+    for outcome in fan_out(slowly, batches):
         ended.append(outcome.key)
         # two workers, and as many again in flight
         assert len(drawn) - len(ended) <= 4
@@ -101,7 +105,7 @@ def test_calls_are_drawn_as_places_become_free_and_batches_take_turns() -> None:
 
 
 def slowly(epoch: int) -> int:
-    time.sleep(0.26)  # too long to be put together with others
+    time.sleep(0.51)  # too long to be put together with others
     return epoch
 
 
@@ -120,7 +124,7 @@ def test_short_calls_share_tasks_and_fail_alone(tmp_path: Path) -> None:
     # those that an error was beside are left alone; those that were lost are done again, once
     again = np.flatnonzero(tries > 1)
     assert tries[again[~np.isin(again, list(failing))]].max(initial=1) <= 2
-    assert np.abs(again[again != 100] - 250).max() < 64
+    assert np.abs(again[again != 100] - 250).max() <= n / 4
     # the first ones alone, until it is known how long they take, then many at once
     assert len({o.value for o in found.values()} - {None}) < n // 4 + len(again)
 

@@ -103,11 +103,15 @@ def test_neighbours_are_those_of_brute_force(dtype: type, k: int, high: int) -> 
     assert np.array_equal(found.distances, np.sqrt((differences**2).sum(axis=2)))
 
 
+@pytest.mark.parametrize("n_threads", [1, 5])
 @pytest.mark.parametrize("tile", [1, 7, 64])
-def test_tiles_do_not_matter(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_tiles_and_threads_do_not_matter(
+    tile: int, n_threads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     rows = features(np.uint8, n=50 if COMPILED else 20, high=3)
     whole = nearest_neighbours(rows, 9, "exact")
     monkeypatch.setattr(candidates, "TILE", tile)
+    monkeypatch.setattr(candidates, "N_THREADS", n_threads)
     tiled = nearest_neighbours(rows, 9, "exact")
     assert np.array_equal(whole.indices, tiled.indices)
     assert np.array_equal(whole.distances, tiled.distances)

@@ -233,3 +233,24 @@ def test_call_that_takes_a_gpu_takes_no_cpu(monkeypatch: pytest.MonkeyPatch) -> 
         assert list(fan_out(print, iter([]), need)) == []
         assert fanout._slots(need) == slots
     assert [(options["num_cpus"], options["num_gpus"]) for options in asked] == [(2, 0), (0, 0.5)]
+
+
+@pytest.mark.parametrize(("n_gpus", "is_told"), [(0, True), (1, False)])
+def test_what_a_run_waits_for_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_gpus: int, is_told: bool
+) -> None:
+    monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": 4, "GPU": n_gpus}])
+    monkeypatch.setattr(training, "_fit", lambda *_: None)
+    monkeypatch.setattr(stages, "arriving_fields", lambda *_: [])
+    runs = {"only": {"training": {"workers": 1}}}
+    raw = {**STUDY, "runs": runs, "resources": {"device": "gpu"}}
+    told: list[str] = []
+    session = Session(
+        resolved_study(raw, "test"),
+        place(tmp_path),
+        lambda job, done, of, note: told.append(f"{job} {done}/{of} {note}"),
+    )
+    stages._with_ray(session, {}, ["only"], None)
+    waiting = "waiting for 1 workers with 1 GPU of one node each: the cluster has 0 GPU as yet"
+    assert (f"train only 0/3 {waiting}" in told) == is_told
+    assert any("waiting" in line for line in told) == is_told
