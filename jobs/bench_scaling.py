@@ -7,9 +7,10 @@ samples: time a task and the driver's memory. (c) From 50,000 to 1,000,000 sampl
 and memory of a task against size, on k-nearest-neighbour graphs of points in a cube (k = 20),
 whose fields are smooth with noise. (Linux alone tells of a task's memory.)
 
-    python jobs/bench_scaling.py --out FOLDER [--quick]
+    TMPDIR=/dev/shm python jobs/bench_scaling.py --out FOLDER [--quick]
 
-writes ``scaling.md``, ``scaling.json`` and ``scaling.png`` there.
+writes ``scaling.md``, ``scaling.json`` and ``scaling.png`` there. Thousands of small files are written
+below TMPDIR; in memory they show what the cores do, and on a disk what it does, which changes.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ from lltopo.study import Analysis
 from lltopo.tables import Field, LossTable, write_losses
 
 K = 20
-ROUNDS = 5
+ROUNDS = 7
 N_TABLES = 20  # distinct loss tables; epochs take turns to be analyzed of them
 
 
