@@ -9,8 +9,8 @@ whose fields are smooth with noise. (Linux alone tells of a task's memory.)
 
     TMPDIR=/dev/shm python jobs/bench_scaling.py --out FOLDER [--quick]
 
-writes ``scaling.md``, ``scaling.json`` and ``scaling.png`` there. Thousands of small files are written
-below TMPDIR; in memory they show what the cores do, and on a disk what it does, which changes.
+writes ``scaling.md``, ``scaling.json`` and ``scaling.png`` there. Thousands of small files are
+written below TMPDIR: in memory, for a disk has its moods.
 """
 
 from __future__ import annotations

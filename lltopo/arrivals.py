@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from functools import partial
 
@@ -23,7 +23,10 @@ _SHARE = 10.0  # at most one part in eleven of the time is spent looking
 
 
 def arriving_fields(
-    session: Session, pending: Sequence[Field], futures: Futures
+    session: Session,
+    pending: Sequence[Field],
+    futures: Futures,
+    waited_for: Callable[[str], str | None],
 ) -> Iterator[list[Field]]:
     """Yield the pending fields as their tables become complete, one run's at a time, often none.
 
@@ -38,6 +41,8 @@ def arriving_fields(
         The fields that are waited for.
     futures
         The trainings; the fields of other runs are taken to be there.
+    waited_for
+        Tells, in words, what a run in training waits for; None where it has all it needs.
     """
     out = session.out
     yield from _by_run([field for field in pending if field.run not in futures])
@@ -65,6 +70,9 @@ def arriving_fields(
             if found:
                 told[run] = told.get(run, set()) | found
                 _tell_of_training(session, run, told[run])
+            elif run not in ended and (lacking := waited_for(run)):
+                n_epochs = session.study.runs[run].training.epochs + 1
+                session.notify(f"train {run}", len(told.get(run, ())), n_epochs, lacking)
         going -= {run for run in ended if _is_over(session, run, futures, told, began - ended[run])}
         # of a slow folder not all the time
         now = time.monotonic()

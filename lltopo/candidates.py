@@ -9,28 +9,21 @@ with the smallest bounds are kept; all the rest lie at least as far as the last 
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import pairwise
+from collections.abc import Callable, Iterator
 from threading import Lock
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
-import numba
 import numpy as np
 from numba import njit
 from numpy.typing import NDArray
-from threadpoolctl import threadpool_limits
 
 from lltopo.arrays import read_only
+from lltopo.threads import N_THREADS, on_threads, single_threaded_products
 
 SPARE_CANDIDATES = 8  # beyond k: how many bounds are kept for the exact ranking
-TILE = 1024  # rows and columns of a product: 4 MiB, which stays in a cache
+TILE = 1024  # rows and columns of a product: 4 MiB a thread, which stay in a cache
 CHUNK = 64  # products that are compared before any is looked at singly
 COMPARISON_WORK = 64  # multiply-adds that take as long as comparing a product, with its traffic
-N_THREADS: int = numba.config.NUMBA_NUM_THREADS  # type: ignore[attr-defined]
-
-Result = TypeVar("Result")
 
 Progress = Callable[[float], None]
 
@@ -104,7 +97,7 @@ def search_work(n_rows: int, n_vertices: int, d: int) -> float:
 def all_candidates(space: Centred, width: int, progress: Progress) -> Candidates:
     """Keep each vertex's `width` smallest bounds; every product serves its rows and columns.
 
-    n^2 d / 2 multiply-adds on all cores, a tile of products on each at a time.
+    n^2 d / 2 multiply-adds, on all cores where there are several blocks for each.
     """
     n = len(space.rows)
     candidates = _no_candidates(n, width, n)
@@ -125,12 +118,9 @@ def all_candidates(space: Centred, width: int, progress: Progress) -> Candidates
                     _offer(kept[a], kept[b], space.half_norms, product, corner)
         memory.append(products)
 
-    # near in this order few pairs share a block, so that hardly a thread waits for another
-    pairs = ((a, a + apart) for apart in range(len(blocks)) for a in range(len(blocks) - apart))
     n_pairs = len(blocks) * (len(blocks) + 1) // 2
-    # each thread multiplies for itself
-    with threadpool_limits(1, user_api="blas"):
-        for done, _ in enumerate(on_threads(offer, pairs, N_THREADS), start=1):
+    with single_threaded_products():
+        for done, _ in enumerate(on_threads(offer, _pairs(len(blocks)), N_THREADS), start=1):
             if done % len(blocks) == 0:
                 progress(done / n_pairs)
     return candidates
@@ -153,30 +143,16 @@ def row_candidates(space: Centred, chosen: range, width: int) -> Candidates:
     return candidates
 
 
-def on_threads(
-    function: Callable[..., Result], calls: Iterable[tuple[Any, ...]], n_threads: int
-) -> Iterator[Result]:
-    """Yield ``function(*arguments)`` for each of the calls, in order, with a few at work at once.
+def _pairs(n_blocks: int) -> Iterator[tuple[int, int]]:
+    """Every pair of blocks once, and each with itself, in rounds in which no block is in two pairs.
 
-    Whatever ends the iteration, Ctrl-C among it, waits for those few alone.
+    So hardly a thread waits for a block that another holds.
     """
-    with ThreadPoolExecutor(n_threads) as pool:
-        at_work: deque[Future[Result]] = deque()
-        for arguments in calls:
-            if len(at_work) == 2 * n_threads:
-                yield at_work.popleft().result()
-            at_work.append(pool.submit(function, *arguments))
-        for task in at_work:
-            yield task.result()
-
-
-def for_parts(
-    kernel: Callable[..., None], n_rows: int, *arguments: Any, n_threads: int = N_THREADS
-) -> None:
-    """Run ``kernel(*arguments, first, last)`` over all rows, a part of them on each thread."""
-    ends = np.linspace(0, n_rows, min(n_threads, n_rows) + 1).astype(np.int64).tolist()
-    calls = ((*arguments, first, last) for first, last in pairwise(ends))
-    deque(on_threads(kernel, calls, n_threads), maxlen=0)
+    for total in range(n_blocks):
+        for a in range(n_blocks):
+            b = (total - a) % n_blocks
+            if a <= b:
+                yield a, b
 
 
 def _blocks(rows: range) -> list[range]:

@@ -17,6 +17,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,7 +30,9 @@ _LOOK_SECONDS = 1.0  # between looks at the size of the cluster, each as dear as
 _ROUNDING = 1e-9
 _TRIES = 3
 _TASK_SECONDS = 1.0  # between a worker's tasks lie some milliseconds
+_SHORTEST = 16  # the last tasks of many are no shorter than this part of a second
 _MOST_TOGETHER = 512
+_GROWTH = 4  # how many times larger a batch's next task may be than one that was quick
 _FOLDER = "lltopo-ray-"
 _MARK = "driver"  # the file in it that says whose it is
 # of the names of Ray's sockets, below a temporary folder with a random part of 8 letters
@@ -175,6 +178,16 @@ def cluster_places(resource: str, each: float) -> int:
     return sum(int(unit / each + _ROUNDING) for unit in units)
 
 
+def unmet_need(resource: str, each: float, n_places: int = 1) -> str | None:
+    """What is waited for, where the cluster now has fewer than so many shares of a resource."""
+    if cluster_places(resource, each) >= n_places:
+        return None
+    return (
+        f"waiting for {n_places} x {each:g} {resource} of one node: the cluster has "
+        f"{cluster_total(resource):g} {resource} as yet"
+    )
+
+
 def _nodes() -> list[Mapping[str, float]]:
     """What each living node of the cluster has."""
     nodes = ray.nodes()  # type: ignore[no-untyped-call]
@@ -214,20 +227,20 @@ def fan_out(
 
     Notes
     -----
-    Short calls of a batch go as one task, as many as have lately taken a second, but no more than
-    leaves as much for every other place, so that all workers end at once. At most twice the tasks
-    that fit into the cluster are submitted and not yet ended. A call that fails, by an error or
-    because its worker, node or outcome is lost, is tried three times, the later ones alone, and
-    then ends alone.
+    Short calls of a batch go as one task, as many of them as seem to take a second by those that
+    have ended, but no more than leaves as many for every other place, so that all workers end
+    at about the same time. At most twice the tasks that fit into the cluster are submitted and
+    not yet ended. A call that fails, by an error or because its worker, node or outcome is lost,
+    is tried three times, the later ones alone, and then ends alone.
     """
     cpus = 0.0 if need.gpus else need.cpus
     # Ray itself would try again for ever where memory ran out
     options = {"num_cpus": cpus, "num_gpus": need.gpus, "max_retries": 0}
     task = ray.remote(_in_turn(function)).options(name=function.__name__, **options)
-    running: dict[Any, list[_Try]] = {}
+    running: dict[Any, _Task] = {}
     waiting: deque[_Batch] = deque()
+    n_waiting = 0
     more = True
-    n_together = 1
     next_look = 0.0
     try:
         while more or waiting or running:
@@ -237,28 +250,37 @@ def fan_out(
                 more = batch is not None
                 if batch:
                     waiting.append(_Batch((_Try(call, 1) for call in batch), len(batch)))
+                    n_waiting += len(batch)
             if time.monotonic() >= next_look:
                 # of a cluster that scales up from nothing one call is worth the asking
                 in_flight = max(1, 2 * _slots(need))
                 next_look = time.monotonic() + _LOOK_SECONDS
             while waiting and len(running) < in_flight:
-                share = math.ceil(sum(batch.n_left for batch in waiting) / in_flight)
-                rest, n_left = waiting.popleft()
-                drawn = list(itertools.islice(rest, min(n_together, share)))
-                if len(drawn) < n_left:
-                    waiting.append(_Batch(rest, n_left - len(drawn)))
-                running[task.remote(*_packed(drawn))] = drawn
+                turn = waiting.popleft()
+                share = max(math.ceil(n_waiting / in_flight), turn.n_together // _SHORTEST)
+                drawn = list(itertools.islice(turn.tries, min(turn.n_together, share)))
+                n_waiting -= len(drawn)
+                turn.n_left -= len(drawn)
+                if turn.n_left:
+                    waiting.append(turn)
+                running[task.remote(*_packed(drawn))] = _Task(drawn, turn)
             if not running:
                 # nothing to wait for but the next batch
                 time.sleep(_POLL_SECONDS if more else 0.0)
                 continue
-            for tries, done in _ended(running):
-                n_together = done.n_together or n_together
+            for (tries, turn), done in _ended(running):
+                if done.seconds_a_call is not None:
+                    in_time = int(_TASK_SECONDS / done.seconds_a_call)
+                    turn.n_together = max(1, min(in_time, _GROWTH * len(tries), turn.n_most))
+                again = []
                 for tried, (value, error) in zip(tries, done.results, strict=True):
                     if error is None or tried.number == _TRIES:
                         yield Outcome(tried.call.key, value, error)
                     else:
-                        waiting.append(_Batch(iter([tried._replace(number=tried.number + 1)]), 1))
+                        again.append(tried._replace(number=tried.number + 1))
+                if again:
+                    waiting.append(_Batch(iter(again), len(again), n_most=1))
+                    n_waiting += len(again)
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -271,21 +293,31 @@ class _Try(NamedTuple):
     number: int
 
 
-class _Batch(NamedTuple):
-    """The tries of a batch that are still to be drawn, and how many they are."""
+@dataclass
+class _Batch:
+    """The tries that are still to be drawn of some, and how many of them its next task takes."""
 
     tries: Iterator[_Try]
     n_left: int
+    n_most: int = _MOST_TOGETHER
+    n_together: int = 1
+
+
+class _Task(NamedTuple):
+    """Tries at work, and the batch that they were drawn from."""
+
+    tries: list[_Try]
+    batch: _Batch
 
 
 class _Done(NamedTuple):
-    """What a task's calls gave, a value or an error each, and how many to put into the next.
+    """What a task's calls gave, a value or an error each, and how long they took.
 
-    None where the task was lost, which tells nothing of how long its calls take.
+    None where none succeeded or the task was lost, which tells nothing of that.
     """
 
     results: list[tuple[Any, str | None]]
-    n_together: int | None
+    seconds_a_call: float | None
 
 
 def _packed(tries: Sequence[_Try]) -> list[Any]:
@@ -317,7 +349,7 @@ def _in_turn(function: Callable[..., Any]) -> Callable[..., _Done]:
             except Exception as error:
                 results.append((None, f"{type(error).__name__}: {error}"))
         seconds = (time.perf_counter() - start) / len(chosen)
-        return _Done(results, max(1, min(_MOST_TOGETHER, int(_TASK_SECONDS / seconds))))
+        return _Done(results, seconds if any(error is None for _, error in results) else None)
 
     return in_turn
 
@@ -327,15 +359,15 @@ def _slots(need: Need) -> int:
     return cluster_places("GPU", need.gpus) if need.gpus else cluster_places("CPU", need.cpus)
 
 
-def _ended(running: dict[Any, list[_Try]]) -> Iterator[tuple[list[_Try], _Done]]:
+def _ended(running: dict[Any, _Task]) -> Iterator[tuple[_Task, _Done]]:
     done, _ = ray.wait(list(running), num_returns=1, timeout=_POLL_SECONDS)
     for reference in done:
-        tries = running.pop(reference)
+        task = running.pop(reference)
         try:
-            yield tries, ray.get(reference)
+            yield task, ray.get(reference)
         except ray.exceptions.RayError as error:
             # a shared value may be gone, or a result such that it cannot be sent
             cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
             first_line = str(cause).partition("\n")[0]
             lost = (None, f"{type(cause).__name__}: {first_line}")
-            yield tries, _Done([lost] * len(tries), None)
+            yield task, _Done([lost] * len(task.tries), None)

@@ -93,7 +93,8 @@ def _exact_search(study: Study, features: NDArray[Any], parts: Place) -> ExactSe
         return exact_neighbours
     from lltopo.graph_torch import gpu_device, torch_neighbours
 
-    device = gpu_device()
+    wanted = study.resources.device
+    device = None if wanted == "cpu" else gpu_device()
     if device is not None:
         return partial(torch_neighbours, device=device)
     from lltopo.fanout import has_cluster
@@ -105,7 +106,7 @@ def _exact_search(study: Study, features: NDArray[Any], parts: Place) -> ExactSe
         from lltopo.neighbour_blocks import block_neighbours
 
         with study_session(study):
-            return block_neighbours(features, k, progress, parts)
+            return block_neighbours(features, k, progress, parts, wanted)
 
     return in_blocks
 

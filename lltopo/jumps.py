@@ -206,7 +206,7 @@ def _whole_runs(study: Study, whole: Set[Trajectory]) -> dict[str, list[Trajecto
 
 def _sampled(session: Session, pending: Sequence[Trajectory]) -> list[str]:
     """Sample trajectories of one run; what went wrong."""
-    from lltopo.training import sampled_trajectories
+    from lltopo.training import sampled_trajectories, waited_for
 
     study, out, notify = session
     run = pending[0].run
@@ -219,7 +219,8 @@ def _sampled(session: Session, pending: Sequence[Trajectory]) -> list[str]:
         ended = False
         while not ended:
             ended = not wait([future], tick).not_done
-            notify(f"jump {run}", min(n_recorded(out, run), n_points), n_points, "points")
+            n_done = min(n_recorded(out, run), n_points)
+            notify(f"jump {run}", n_done, n_points, waited_for(study, 1) or "points")
     error = future.exception()
     if isinstance(error, InputError):
         raise error

@@ -38,7 +38,7 @@ FEWEST_ROWS = 256  # of a block: fewer would read all features for little work
 
 
 def block_neighbours(
-    features: ArrayLike, k: int, progress: Progress | None, parts: Place
+    features: ArrayLike, k: int, progress: Progress | None, parts: Place, device: str = "auto"
 ) -> Neighbours:
     """Find every vertex's k nearest others exactly, on the Ray cluster that is there.
 
@@ -49,6 +49,8 @@ def block_neighbours(
     parts
         The folder of the blocks that are done; those of these features and k are not done again.
         Whoever has kept the answer removes it.
+    device
+        ``cpu`` leaves the cluster's GPUs, where it has any now, to others.
 
     Raises
     ------
@@ -58,12 +60,12 @@ def block_neighbours(
     Notes
     -----
     n^2 d multiply-adds. The driver holds the features twice (raw, and centred in float32, each
-    once a node too) and the answer; a task needs some 20 MB besides.
+    once a node too) and the answer; a task needs some 10 MB besides.
     """
     rows = feature_rows(features, k)
     n, d = rows.shape
-    device = "cuda" if cluster_total("GPU") >= 1 else None
-    blocks = row_blocks(n, d, TASK_WORK if device is None else GPU_TASK_WORK)
+    products = "cuda" if device != "cpu" and cluster_total("GPU") >= 1 else None
+    blocks = row_blocks(n, d, TASK_WORK if products is None else GPU_TASK_WORK)
     digest = hashlib.sha256(f"{k} {n} {rows.dtype}".encode())
     digest.update(rows.data)
     files = {
@@ -78,7 +80,7 @@ def block_neighbours(
         else:
             _put(found, block, part)
     report = progress or (lambda done: None)
-    for outcome in _searched(rows, missing, k, device):
+    for outcome in _searched(rows, missing, k, products):
         if outcome.error is not None:
             failures.append(f"neighbours of {outcome.key}: {outcome.error}")
             continue

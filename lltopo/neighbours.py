@@ -18,18 +18,17 @@ from numpy.typing import ArrayLike, NDArray
 
 from lltopo.arrays import read_only
 from lltopo.candidates import (
-    N_THREADS,
     Candidates,
     Centred,
     Progress,
     all_candidates,
     centred,
-    for_parts,
     insert,
     n_candidates,
     search_work,
 )
 from lltopo.errors import InputError
+from lltopo.threads import N_THREADS, for_parts
 
 EXACT_WITHIN = 3e14  # work up to which "auto" searches exactly: half an hour or so on two cores
 LARGEST_FEATURE = 1e150  # beyond it a squared distance may overflow

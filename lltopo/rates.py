@@ -7,6 +7,7 @@ rougher than a network's losses, and so no cheaper.
 
 from __future__ import annotations
 
+import math
 import subprocess
 import sys
 import tempfile
@@ -20,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 
 from lltopo.analysis import field_rows, reference_diagrams, write_field_diagrams
-from lltopo.candidates import search_work
+from lltopo.candidates import TILE, search_work
 from lltopo.checkpoints import Checkpoint, checkpoint_bytes
 from lltopo.data import DataSet, Samples
 from lltopo.graph import Graph
@@ -30,13 +31,14 @@ from lltopo.neighbours import nearest_neighbours
 from lltopo.storage import file_size, place
 from lltopo.study import Analysis, Run, Study
 from lltopo.tables import TREES, Field, LossTable, diagram_file, losses_file, write_losses
+from lltopo.threads import N_THREADS
 
 MOST_VERTICES = 100_000
 """Of a graph that is timed; larger ones are taken to cost as much a vertex."""
 
 _SECONDS = 1.0
 _FEWEST_SAMPLES = 8
-_SEARCHED_ROWS = 3000
+_PAIRS_A_THREAD = 4  # of blocks of rows, so that all cores are at work
 _TYPICAL_LABELS = 10
 _WORKER_IMPORTS = "import ray.train.torch, lltopo.loop, lltopo.analysis"
 
@@ -150,7 +152,8 @@ def field_rates(n_vertices: int, k: int, analysis: Analysis) -> FieldRates:
 
 def search_rate(features: NDArray[Any], k: int) -> float:
     """Time the exact neighbour search on some rows: seconds of a unit of its work."""
-    rows = features[:_SEARCHED_ROWS]
+    # b blocks are b (b + 1) / 2 pairs
+    rows = features[: TILE * math.ceil(math.sqrt(2 * _PAIRS_A_THREAD * N_THREADS))]
     nearest_neighbours(rows[: k + 2], k, "exact")  # compiles
     seconds = _seconds(lambda: nearest_neighbours(rows, k, "exact"))
     return seconds / search_work(len(rows), len(rows), rows.size // len(rows))

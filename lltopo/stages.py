@@ -9,6 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 from lltopo.analysis import current_metadata, interned, write_field_diagrams
@@ -156,20 +157,17 @@ def _with_ray(
     findings: Findings | None,
 ) -> list[str]:
     """Train and analyze what is to be trained and analyzed; what went wrong."""
-    study, out, notify = session
+    study, out, _ = session
     with ExitStack() as stack:
         futures: Futures = {}
         if to_train:
-            from lltopo.training import training_runs, unmet_need
+            from lltopo.training import training_runs
 
             # they hold nothing: our tables and checkpoints are the record
             notes = place(stack.enter_context(temporary_folder()))
             futures = stack.enter_context(training_runs(study, out, to_train, notes))
-            if lacking := unmet_need(study, to_train):
-                for run in to_train:
-                    notify(f"train {run}", 0, len(_epochs(study, run)), lacking)
         if findings is None:
-            for _ in arriving_fields(session, [], futures):
+            for _ in arriving_fields(session, [], futures, partial(_waited_for, study)):
                 time.sleep(_TICK_SECONDS)
             return _training_problems(session, futures, recorded_runs(study, out))
         made = {split: shared(graph) for split, graph in graphs.items()}
@@ -201,7 +199,7 @@ def _with_diagrams(
         ]
 
     # a batch for each run, so that the runs take turns
-    arriving = arriving_fields(session, pending, futures)
+    arriving = arriving_fields(session, pending, futures, partial(_waited_for, study))
     batches = (calls(ready) for ready in arriving)
     notify("diagrams", len(metadata), n_fields, "")
     for outcome in fan_out(write_field_diagrams, batches):
@@ -243,6 +241,13 @@ def _training_problems(session: Session, futures: Futures, seen: Recorded) -> li
                 "Give such a one, or a store's URI, as --out, and delete what is damaged there."
             )
     return problems
+
+
+def _waited_for(study: Study, run: str) -> str | None:
+    """What a run in training still waits for."""
+    from lltopo.training import waited_for
+
+    return waited_for(study, study.runs[run].training.workers)
 
 
 def _epochs(study: Study, run: str) -> set[int]:

@@ -172,7 +172,8 @@ class Resources(Section):
     device: Literal["auto", "cpu", "gpu"] = Field(
         "auto",
         description="of training and surfaces: auto is what the cluster has now; cpu or gpu is "
-        "waited for, where a cluster starts its nodes at need",
+        "waited for, where a cluster starts its nodes at need. The search of neighbours takes "
+        "GPUs that are there, unless it is cpu",
     )
     cpus_per_worker: float = Field(1.0, gt=0, description="of a worker without a GPU")
     gpus_per_worker: float = Field(1.0, gt=0)

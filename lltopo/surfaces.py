@@ -19,7 +19,7 @@ from lltopo import schemas, tables
 from lltopo.checkpoints import Checkpoint, checkpoint_file, read_checkpoint
 from lltopo.data import DataSet, Samples, load_data
 from lltopo.errors import InputError
-from lltopo.fanout import Call, Need, fan_out, shared, takes_gpu
+from lltopo.fanout import Call, Need, fan_out, shared, takes_gpu, unmet_need
 from lltopo.sections import SPLITS
 from lltopo.session import Session, study_session
 from lltopo.side_by_side import answers
@@ -250,8 +250,10 @@ def _with_rows(
     n_rows = sum(len(plan.axis) for plan in plans)
     done = n_rows - len(calls)
     problems = []
-    notify("surfaces", done, n_rows, "rows")
-    for outcome in fan_out(write_row, iter([calls]), _need(study)):
+    need = _need(study)
+    lacking = unmet_need("GPU", need.gpus) if need.gpus else unmet_need("CPU", need.cpus)
+    notify("surfaces", done, n_rows, lacking or "rows")
+    for outcome in fan_out(write_row, iter([calls]), need):
         key, row = outcome.key
         if outcome.error is None:
             missing[key].remove(row)

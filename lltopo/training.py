@@ -26,7 +26,7 @@ from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
 
 from lltopo.errors import InputError
-from lltopo.fanout import cluster_places, cluster_total, takes_gpu
+from lltopo.fanout import cluster_places, cluster_total, takes_gpu, unmet_need
 from lltopo.jump_files import Trajectory
 from lltopo.opening import check_opened
 from lltopo.storage import Place
@@ -106,16 +106,10 @@ def sampled_trajectories(
         pool.shutdown(wait=False, cancel_futures=True)
 
 
-def unmet_need(study: Study, names: Iterable[str]) -> str | None:
-    """What the runs wait for, where the cluster as it is now has no room for one of them."""
-    n_workers = max(study.runs[name].training.workers for name in names)
+def waited_for(study: Study, n_workers: int) -> str | None:
+    """What workers are waited for, where the cluster as it is has no room for so many."""
     [(resource, each)] = _worker_needs(study).items()
-    if cluster_places(resource, each) >= n_workers:
-        return None
-    return (
-        f"waiting for {n_workers} workers with {each:g} {resource} of one node each: the cluster "
-        f"has {cluster_total(resource):g} {resource} as yet"
-    )
+    return unmet_need(resource, each, n_workers)
 
 
 def parallel_runs(study: Study, names: Sequence[str]) -> int:

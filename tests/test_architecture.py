@@ -33,6 +33,7 @@ KERNELS = (
     "neighbours",
     "network_simplex",
     "surface_topology",
+    "threads",
     "transport",
     "trees",
 )

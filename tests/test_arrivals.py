@@ -22,6 +22,11 @@ from lltopo.tables import Field, LossTable, metrics_file, write_losses, write_ta
 STORE = Place(pafs.PyFileSystem(pafs.FSSpecHandler(MemoryFileSystem())), "/bucket")
 
 
+def nothing(run: str) -> str | None:
+    """What a run waits for where it has all it needs."""
+    return None
+
+
 @pytest.mark.parametrize(("local", "n_looks"), [(True, 20), (False, 2)])
 def test_a_store_is_looked_at_seldom_and_once_more_at_the_end(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, local: bool, n_looks: int
@@ -37,7 +42,7 @@ def test_a_store_is_looked_at_seldom_and_once_more_at_the_end(
     out = place(tmp_path) if local else STORE
     session = Session(tiny_study(tmp_path), out, lambda job, done, of, note: None)
     training: Future[None] = Future()
-    arriving = arriving_fields(session, [], {"only": training})
+    arriving = arriving_fields(session, [], {"only": training}, nothing)
     while now[0] < 110.0:
         assert next(arriving) == []
         now[0] += 0.125
@@ -63,7 +68,7 @@ def test_a_slow_folder_is_not_looked_at_all_the_time(
     monkeypatch.setattr(arrivals, "recorded_epochs", looked)
     session = Session(tiny_study(tmp_path), place(tmp_path), lambda job, done, of, note: None)
     training: Future[None] = Future()
-    arriving = arriving_fields(session, [], {"only": training})
+    arriving = arriving_fields(session, [], {"only": training}, nothing)
     while now[0] < 200.0:
         assert next(arriving) == []
         now[0] += 0.125
@@ -81,7 +86,7 @@ def test_epochs_arrive_once_each_and_other_runs_at_once(tmp_path: Path) -> None:
         for epoch in (0, 1)
     ]
     training: Future[None] = Future()
-    arriving = arriving_fields(session, fields, {"only": training})
+    arriving = arriving_fields(session, fields, {"only": training}, nothing)
     assert {*next(arriving)} == {field for field in fields if field.run == "other"}
     record_epoch(out, 0)
     write_losses(out / "losses", Field("only", "train", 1), LOSSES)  # not its metrics as yet
@@ -106,7 +111,7 @@ def test_what_a_shared_folder_shows_late_is_waited_for(
     session = Session(study, out, lambda job, done, of, note: None)
     training: Future[None] = Future()
     training.set_result(None)
-    arriving = arriving_fields(session, fields, {"only": training})
+    arriving = arriving_fields(session, fields, {"only": training}, nothing)
     found: list[Field] = []
     for ready in arriving:
         found += ready
@@ -119,7 +124,7 @@ def test_what_a_shared_folder_shows_late_is_waited_for(
     # what never shows is not waited for to the end of time
     away = session._replace(out=out / "away")
     now[0] = 200.0
-    for ready in arriving_fields(away, fields, {"only": training}):
+    for ready in arriving_fields(away, fields, {"only": training}, nothing):
         assert ready == []
         now[0] += 0.25
     assert 210.0 <= now[0] < 212.0
@@ -133,3 +138,35 @@ def record_epoch(out: Place, epoch: int) -> None:
         write_losses(out / "losses", Field("only", split, epoch), LOSSES)
     rows = [{"split": split, "loss": 1.0, "accuracy": 0.5} for split in SPLITS]
     write_table(metrics_file(out, "only", epoch), rows, METRICS_PART)
+
+
+def test_what_a_run_waits_for_is_told_until_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(arrivals.time, "monotonic", lambda: now[0])
+    recorded: set[int] = set()
+    monkeypatch.setattr(arrivals, "recorded_epochs", lambda out, run: set(recorded))
+    monkeypatch.setattr(arrivals, "is_complete", lambda *_, **__: True)
+    monkeypatch.setattr(arrivals, "read_table", lambda _: METRICS_PART.empty_table())
+    lacking: list[str | None] = ["waiting for a node"]
+    told: list[tuple[int, str]] = []
+    study = tiny_study(tmp_path)
+    session = Session(study, place(tmp_path), lambda _, done, of, note: told.append((done, note)))
+    training: Future[None] = Future()
+    arriving = arriving_fields(session, [], {"only": training}, lambda run: lacking[0])
+
+    def look() -> list[tuple[int, str]]:
+        told.clear()
+        now[0] += 1.0
+        next(arriving)
+        return told.copy()
+
+    assert next(arriving) == []  # there are no other runs
+    assert look() == [(0, "waiting for a node")]
+    # a resumed run says first how far it is
+    recorded |= {0, 1}
+    assert look() == [(2, "")]
+    assert look() == [(2, "waiting for a node")]
+    lacking[0] = None
+    assert look() == []

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -131,6 +132,35 @@ def test_short_calls_share_tasks_and_fail_alone(tmp_path: Path) -> None:
 
 def clumsy_in_task(notes: Path, name: str, n_failures: int, how: str) -> str:
     clumsy(notes, name, n_failures, how)
+    return str(ray.get_runtime_context().get_task_id())
+
+
+def test_tasks_grow_to_a_second_and_shrink_towards_the_end() -> None:
+    n, seconds = 400, 0.02
+    found = [o.value for o in fan_out(napping, iter([[Call(i, (seconds,)) for i in range(n)]]))]
+    sizes = Counter(found)
+    in_order = [sizes[task] for task in dict.fromkeys(found)]
+    assert in_order[0] == 1
+    assert 30 <= max(in_order) <= 1 / seconds
+    # two workers with two tasks each: none is left a whole second's when little else is left
+    assert all(size <= 8 for size in in_order[-3:])
+    assert sum(in_order) == n
+
+
+def test_a_quick_batch_does_not_lengthen_the_tasks_of_a_slow_one() -> None:
+    batches = [[Call((run, i), (seconds,)) for i in range(40)] for run, seconds in NAPS.items()]
+    tasks = {o.key: o.value for o in fan_out(napping, iter(batches))}
+    slow = Counter(task for (run, _), task in tasks.items() if run == "slow")
+    quick = Counter(task for (run, _), task in tasks.items() if run == "quick")
+    assert max(slow.values()) <= 4
+    assert max(quick.values()) > 4
+
+
+NAPS = {"slow": 0.3, "quick": 0.001}
+
+
+def napping(seconds: float) -> str:
+    time.sleep(seconds)
     return str(ray.get_runtime_context().get_task_id())
 
 

@@ -11,18 +11,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from tiny import png, tiny_npz, write_shard
+from tiny import png, write_shard
 
 from lltopo.data import DataSet, load_data
 from lltopo.errors import InputError
 from lltopo.image_shards import image_shards
-from lltopo.study_data import NpzData, ParquetData
+from lltopo.study_data import ParquetData
 
 RNG = np.random.default_rng(5)
-
-
-def npz(folder: Path, **changed: np.ndarray) -> NpzData:
-    return NpzData(source="npz", path=str(tiny_npz(folder, **changed)))
 
 
 def refusal(data: Any) -> str:

@@ -215,6 +215,7 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     monkeypatch.setattr(jumps, "study_session", lambda study: nullcontext())
     monkeypatch.setattr(jumps, "fan_out", fanned_out)
     monkeypatch.setattr(training, "sampled_trajectories", sampled)
+    monkeypatch.setattr(training, "waited_for", lambda study, n_workers: None)
     return found
 
 

@@ -132,6 +132,8 @@ def test_on_a_cluster_with_gpus_a_task_has_one(
     assert here.needs == [Need(gpus=1)]
     assert set(devices) == {"cuda"}
     assert 4 <= len(devices) < 7
+    block_neighbours(ROWS["real numbers"], K, None, place(tmp_path / "cpu"), "cpu")
+    assert here.needs[1:] == [Need()]
 
 
 def test_wrong_features_are_refused(here: Here, tmp_path: Path) -> None:
@@ -188,6 +190,9 @@ def test_a_gpu_changes_no_byte(given: Any, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("lltopo.graph_torch.torch_neighbours", search)
     assert written(study, out) == before
     assert searched == ["cpu"]
+    spared = study.resources.model_copy(update={"device": "cpu"})
+    assert written(study.model_copy(update={"resources": spared}), out) == before
+    assert searched == ["cpu"]
 
 
 def test_a_cluster_changes_no_byte(given: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -198,8 +203,8 @@ def test_a_cluster_changes_no_byte(given: Any, monkeypatch: pytest.MonkeyPatch) 
     assert written(study, out) == before
     blocks = []
 
-    def search(features: Any, k: int, progress: Any, parts: Place) -> Neighbours:
-        found = block_neighbours(features, k, progress, parts)
+    def search(features: Any, k: int, progress: Any, parts: Place, device: str) -> Neighbours:
+        found = block_neighbours(features, k, progress, parts, device)
         blocks.extend(files_below(parts))
         return found
 

@@ -235,22 +235,11 @@ def test_call_that_takes_a_gpu_takes_no_cpu(monkeypatch: pytest.MonkeyPatch) -> 
     assert [(options["num_cpus"], options["num_gpus"]) for options in asked] == [(2, 0), (0, 0.5)]
 
 
-@pytest.mark.parametrize(("n_gpus", "is_told"), [(0, True), (1, False)])
-def test_what_a_run_waits_for_is_told(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_gpus: int, is_told: bool
-) -> None:
-    monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": 4, "GPU": n_gpus}])
-    monkeypatch.setattr(training, "_fit", lambda *_: None)
-    monkeypatch.setattr(stages, "arriving_fields", lambda *_: [])
-    runs = {"only": {"training": {"workers": 1}}}
-    raw = {**STUDY, "runs": runs, "resources": {"device": "gpu"}}
-    told: list[str] = []
-    session = Session(
-        resolved_study(raw, "test"),
-        place(tmp_path),
-        lambda job, done, of, note: told.append(f"{job} {done}/{of} {note}"),
-    )
-    stages._with_ray(session, {}, ["only"], None)
-    waiting = "waiting for 1 workers with 1 GPU of one node each: the cluster has 0 GPU as yet"
-    assert (f"train only 0/3 {waiting}" in told) == is_told
-    assert any("waiting" in line for line in told) == is_told
+def test_what_workers_wait_for_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    raw = {**STUDY, "runs": {"only": {}}, "resources": {"device": "gpu", "gpus_per_worker": 0.5}}
+    study = resolved_study(raw, "test")
+    monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": 4}])
+    told = "waiting for 2 x 0.5 GPU of one node: the cluster has 0 GPU as yet"
+    assert training.waited_for(study, 2) == told
+    monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": 4}, {"GPU": 1}])
+    assert training.waited_for(study, 2) is None
