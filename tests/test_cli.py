@@ -11,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 import yaml
 from commands import Command, complaint
@@ -327,14 +325,3 @@ def test_a_real_process_ends_with_status_2_and_one_line(tmp_path: Path) -> None:
         "lltopo: never.yaml: cannot be read: No such file or directory. "
         "Give the path of a study file.\n"
     )
-
-
-def test_a_loss_table_of_a_folder_without_the_column_is_refused(
-    command: Command, given: list[str], tmp_path: Path
-) -> None:
-    table = tmp_path / "theirs/run=r/split=train/epoch=00001/part-0.parquet"
-    table.parent.mkdir(parents=True)
-    pq.write_table(pa.table({"sample": range(20), "value": [0.0] * 20}), table)
-    options = ["--losses", str(tmp_path / "theirs"), *given[2:4], *given[8:]]
-    text = complaint(command("analyze", *options))
-    assert text.startswith(f"{table}: loss: no such column: expected ['sample', 'loss', ")

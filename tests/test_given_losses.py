@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from commands import Command, complaint
 
@@ -121,3 +123,14 @@ def test_losses_and_features_are_relative_to_the_working_folder(
     assert study.data.losses == {"run": {s: f"{tmp_path}/{s}.npy" for s in ("train", "val")}}
     assert study.data.features == {s: f"{tmp_path}/x_{s}.npy" for s in ("train", "val")}
     assert study.data.first_epoch == 1
+
+
+def test_a_loss_table_of_a_folder_without_the_column_is_refused(
+    command: Command, given: list[str], tmp_path: Path
+) -> None:
+    table = tmp_path / "theirs/run=r/split=train/epoch=00001/part-0.parquet"
+    table.parent.mkdir(parents=True)
+    pq.write_table(pa.table({"sample": range(20), "value": [0.0] * 20}), table)
+    options = ["--losses", str(tmp_path / "theirs"), *given[2:4], *given[8:]]
+    text = complaint(command("analyze", *options))
+    assert text.startswith(f"{table}: loss: no such column: expected ['sample', 'loss', ")
