@@ -10,20 +10,16 @@ import itertools
 import logging
 import math
 import os
-import shutil
-import stat
-import tempfile
 import time
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import ray
 
-from lltopo.orphans import is_dead, own_mark
+from lltopo.driver_folders import remove_orphaned_folders, temporary_folder
 
 _POLL_SECONDS = 0.2
 _LOOK_SECONDS = 1.0  # between looks at the size of the cluster, each as dear as a small task
@@ -33,13 +29,6 @@ _TASK_SECONDS = 1.0  # between a worker's tasks lie some milliseconds
 _SHORTEST = 16  # the last tasks of many are no shorter than this part of a second
 _MOST_TOGETHER = 512
 _GROWTH = 4  # how many times larger a batch's next task may be than one that was quick
-_FOLDER = "lltopo-ray-"
-_MARK = "driver"  # the file in it that says whose it is
-# of the names of Ray's sockets, below a temporary folder with a random part of 8 letters
-_LONGEST_SOCKET = (
-    "{folder}{pid}-________/session_2000-01-01_00-00-00_000000_{pid}/sockets/dash_MetricsHead"
-)
-_MOST_BYTES = 107  # that a socket's name may have
 
 
 class Call(NamedTuple):
@@ -92,7 +81,7 @@ def ray_session(
     for name, value in quiet.items():
         os.environ.setdefault(name, value)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    _remove_orphaned_folders()
+    remove_orphaned_folders()
     common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
     if os.environ.get("RAY_ADDRESS"):
         ray.init(**common)
@@ -128,38 +117,6 @@ def _loopback() -> Iterator[None]:
         yield
     finally:
         constants.ENABLE_RAY_CLUSTER = before
-
-
-@contextmanager
-def temporary_folder() -> Iterator[str]:
-    """A folder of this driver's on its node, for as long as the block lasts.
-
-    That of a driver that is killed before is cleared away by the next session on the node.
-    """
-    folder = tempfile.mkdtemp(prefix=f"{_FOLDER}{os.getpid()}-", dir=_short_folder())
-    try:
-        (Path(folder) / _MARK).write_text(own_mark())
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
-def _remove_orphaned_folders() -> None:
-    """Clear away the folders of drivers that were killed before they could do so."""
-    for mark in Path(_short_folder()).glob(f"{_FOLDER}*-*/{_MARK}"):
-        # another has just cleared it away, or it is not as we write it
-        with suppress(OSError, ValueError):
-            found = mark.lstat()
-            own = stat.S_ISREG(found.st_mode) and found.st_uid == os.getuid()
-            if own and is_dead(mark.read_text()):
-                shutil.rmtree(mark.parent, ignore_errors=True)
-
-
-def _short_folder() -> str:
-    """A folder for temporary files in which the names of Ray's sockets are short enough."""
-    usual = tempfile.gettempdir()
-    longest = os.path.join(usual, _LONGEST_SOCKET.format(folder=_FOLDER, pid=os.getpid()))
-    return usual if len(os.fsencode(longest)) <= _MOST_BYTES else "/tmp"
 
 
 def cluster_total(resource: str) -> float:
@@ -209,6 +166,11 @@ def shared(value: Any) -> Any:
     return ray.put(value)
 
 
+def cause_of(error: BaseException) -> BaseException:
+    """What a remote call failed of, where Ray has wrapped it together with its traceback."""
+    return error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+
+
 def fan_out(
     function: Callable[..., Any], batches: Iterator[Collection[Call]], need: Need = _ONE_CPU
 ) -> Iterator[Outcome]:
@@ -236,51 +198,33 @@ def fan_out(
     cpus = 0.0 if need.gpus else need.cpus
     # Ray itself would try again for ever where memory ran out
     options = {"num_cpus": cpus, "num_gpus": need.gpus, "max_retries": 0}
-    task = ray.remote(_in_turn(function)).options(name=function.__name__, **options)
+    remote = ray.remote(_in_turn(function)).options(name=function.__name__, **options)
     running: dict[Any, _Task] = {}
-    waiting: deque[_Batch] = deque()
-    n_waiting = 0
+    waiting = _Waiting(deque(), 0)
+    places = _places_in_flight(need)
     more = True
-    next_look = 0.0
     try:
-        while more or waiting or running:
+        while more or waiting.batches or running:
             if more:
                 # asked even when there is no place: it may have other things to tell of
                 batch = next(batches, None)
                 more = batch is not None
                 if batch:
-                    waiting.append(_Batch((_Try(call, 1) for call in batch), len(batch)))
-                    n_waiting += len(batch)
-            if time.monotonic() >= next_look:
-                # of a cluster that scales up from nothing one call is worth the asking
-                in_flight = max(1, 2 * _slots(need))
-                next_look = time.monotonic() + _LOOK_SECONDS
-            while waiting and len(running) < in_flight:
-                turn = waiting.popleft()
-                share = max(math.ceil(n_waiting / in_flight), turn.n_together // _SHORTEST)
-                drawn = list(itertools.islice(turn.tries, min(turn.n_together, share)))
-                n_waiting -= len(drawn)
-                turn.n_left -= len(drawn)
-                if turn.n_left:
-                    waiting.append(turn)
-                running[task.remote(*_packed(drawn))] = _Task(drawn, turn)
+                    _add(waiting, _Batch((_Try(call, 1) for call in batch), len(batch)))
+            n_places = next(places)
+            while waiting.batches and len(running) < n_places:
+                task = _next_task(waiting, n_places)
+                running[remote.remote(*_packed(task.tries))] = task
             if not running:
                 # nothing to wait for but the next batch
                 time.sleep(_POLL_SECONDS if more else 0.0)
                 continue
-            for (tries, turn), done in _ended(running):
-                if done.seconds_a_call is not None:
-                    in_time = int(_TASK_SECONDS / done.seconds_a_call)
-                    turn.n_together = max(1, min(in_time, _GROWTH * len(tries), turn.n_most))
-                again = []
-                for tried, (value, error) in zip(tries, done.results, strict=True):
-                    if error is None or tried.number == _TRIES:
-                        yield Outcome(tried.call.key, value, error)
-                    else:
-                        again.append(tried._replace(number=tried.number + 1))
+            for task, done in _ended(running):
+                _learn_length(task, done)
+                outcomes, again = _settled(task, done)
                 if again:
-                    waiting.append(_Batch(iter(again), len(again), n_most=1))
-                    n_waiting += len(again)
+                    _add(waiting, _Batch(iter(again), len(again), n_most=1))
+                yield from outcomes
     finally:
         for reference in running:
             ray.cancel(reference, force=True)
@@ -303,6 +247,14 @@ class _Batch:
     n_together: int = 1
 
 
+@dataclass
+class _Waiting:
+    """The batches that still have tries, in their turn, and how many those are together."""
+
+    batches: deque[_Batch]
+    n_tries: int
+
+
 class _Task(NamedTuple):
     """Tries at work, and the batch that they were drawn from."""
 
@@ -318,6 +270,53 @@ class _Done(NamedTuple):
 
     results: list[tuple[Any, str | None]]
     seconds_a_call: float | None
+
+
+def _places_in_flight(need: Need) -> Iterator[int]:
+    """How many tasks may be submitted and not yet ended, of the cluster as it is now."""
+    while True:
+        # of one that scales up from nothing a task is worth the asking
+        n_places = max(1, 2 * _slots(need))
+        next_look = time.monotonic() + _LOOK_SECONDS
+        while time.monotonic() < next_look:
+            yield n_places
+
+
+def _add(waiting: _Waiting, batch: _Batch) -> None:
+    """Have a batch wait for its turn."""
+    waiting.batches.append(batch)
+    waiting.n_tries += batch.n_left
+
+
+def _next_task(waiting: _Waiting, n_places: int) -> _Task:
+    """Draw tries of the batch whose turn it is, leaving as many for each of the other places."""
+    batch = waiting.batches.popleft()
+    share = max(math.ceil(waiting.n_tries / n_places), batch.n_together // _SHORTEST)
+    drawn = list(itertools.islice(batch.tries, min(batch.n_together, share)))
+    waiting.n_tries -= len(drawn)
+    batch.n_left -= len(drawn)
+    if batch.n_left:
+        waiting.batches.append(batch)
+    return _Task(drawn, batch)
+
+
+def _learn_length(task: _Task, done: _Done) -> None:
+    """Have the next task of a batch take as long as one should, by the calls of this one."""
+    if done.seconds_a_call is not None:
+        in_time = int(_TASK_SECONDS / done.seconds_a_call)
+        n_together = min(in_time, _GROWTH * len(task.tries), task.batch.n_most)
+        task.batch.n_together = max(1, n_together)
+
+
+def _settled(task: _Task, done: _Done) -> tuple[list[Outcome], list[_Try]]:
+    """The outcomes of those calls that need no more tries, and the next tries of the others."""
+    outcomes, again = [], []
+    for tried, (value, error) in zip(task.tries, done.results, strict=True):
+        if error is None or tried.number == _TRIES:
+            outcomes.append(Outcome(tried.call.key, value, error))
+        else:
+            again.append(tried._replace(number=tried.number + 1))
+    return outcomes, again
 
 
 def _packed(tries: Sequence[_Try]) -> list[Any]:
@@ -367,7 +366,7 @@ def _ended(running: dict[Any, _Task]) -> Iterator[tuple[_Task, _Done]]:
             yield task, ray.get(reference)
         except ray.exceptions.RayError as error:
             # a shared value may be gone, or a result such that it cannot be sent
-            cause = error.cause if isinstance(error, ray.exceptions.RayTaskError) else error
+            cause = cause_of(error)
             first_line = str(cause).partition("\n")[0]
             lost = (None, f"{type(cause).__name__}: {first_line}")
             yield task, _Done([lost] * len(task.tries), None)

@@ -19,8 +19,9 @@ import numpy as np
 
 from lltopo import schemas, tables
 from lltopo.diagrams import total_persistence
+from lltopo.driver_folders import temporary_folder
 from lltopo.errors import InputError
-from lltopo.fanout import Call, fan_out, temporary_folder
+from lltopo.fanout import Call, fan_out
 from lltopo.jump_files import (
     Row,
     Trajectory,

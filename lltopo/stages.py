@@ -15,8 +15,9 @@ from typing import Any
 from lltopo.analysis import current_metadata, interned, write_field_diagrams
 from lltopo.arrivals import Futures, arriving_fields
 from lltopo.data import load_data
+from lltopo.driver_folders import temporary_folder
 from lltopo.errors import InputError
-from lltopo.fanout import Call, fan_out, shared, temporary_folder
+from lltopo.fanout import Call, fan_out, shared
 from lltopo.graph_files import MadeGraph
 from lltopo.graphs import check_k, check_same_data, known_graphs, study_splits, write_new_graph
 from lltopo.ingestion import given_fields, losses_folder, record_given_losses

@@ -4,7 +4,8 @@ Our own tables and checkpoints are the record: they are written by the loop unde
 so a run whose worker was killed goes on from its last checkpoint at once, and Train keeps no
 second copy. Nor does Train connect the workers: torch's rendezvous would listen on all of a
 machine's addresses and ask nobody for a token, whereas ours listens on the node's own alone, and
-only where a run has several workers.
+only where a run has several workers. The trainers of a study share one process apart from the
+driver: where Ray ends first, as at Ctrl-C, a thread that waits for a trainer may never wake.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import os
 import socket
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -24,9 +25,10 @@ import ray.train.torch
 import torch.distributed as dist
 from ray.train.backend import Backend
 from ray.train.collective import broadcast_from_rank_zero
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lltopo.errors import InputError
-from lltopo.fanout import cluster_places, cluster_total, takes_gpu, unmet_need
+from lltopo.fanout import cause_of, cluster_places, cluster_total, takes_gpu, unmet_need
 from lltopo.jump_files import Trajectory
 from lltopo.opening import check_opened
 from lltopo.storage import Place
@@ -73,11 +75,9 @@ def training_runs(
     mapping
         Each run's future, which ends when the run does.
     """
-    pool = ThreadPoolExecutor(parallel_runs(study, names), thread_name_prefix="train")
-    try:
-        yield {name: pool.submit(_fit, study, _run_loop(study, out, name), state) for name in names}
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    needs = _worker_needs(study)
+    with _trainers(parallel_runs(study, names)) as fit:
+        yield {name: fit(needs, _run_loop(study, out, name), state) for name in names}
 
 
 @contextmanager
@@ -94,16 +94,13 @@ def sampled_trajectories(
     future
         Ends when all trajectories have.
     """
-    pool = ThreadPoolExecutor(1, thread_name_prefix="jump")
     most = min(len(trajectories), _slots(study, 1))
     # nodes that are started at need are not all waited for
     n_workers = most if most == 1 or study.resources.device == "auto" else (1, most)
     config = {"study": study.model_dump(mode="json"), "trajectories": trajectories, "out": out}
     loop = Loop(f"jump-{trajectories[0].run}", _jump_worker, config, n_workers)
-    try:
-        yield pool.submit(_fit, study, loop, state)
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+    with _trainers(1) as fit:
+        yield fit(_worker_needs(study), loop, state)
 
 
 def waited_for(study: Study, n_workers: int) -> str | None:
@@ -145,8 +142,55 @@ def _worker_needs(study: Study) -> dict[str, float]:
     return {"CPU": need.cpus_per_worker}
 
 
-def _fit(study: Study, loop: Loop, state: Place) -> None:
-    needs = _worker_needs(study)
+class _Trainers:
+    """Trainers at work in the threads of an actor, whose end is theirs and their workers'."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        os.environ.update(environment)
+
+    def fit(self, needs: dict[str, float], loop: Loop, state: Place) -> None:
+        _fit(needs, loop, state)
+
+
+@contextmanager
+def _trainers(n_together: int) -> Iterator[Callable[[dict[str, float], Loop, Place], Future[None]]]:
+    """`_fit` in the background, so many at once, all of it ended when the block is left."""
+    # where the folder for Train's notes lies
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    settings = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
+    actor: Any = (
+        ray.remote(_Trainers)
+        .options(
+            num_cpus=0,
+            max_concurrency=n_together,
+            max_restarts=_MAX_FAILURES,
+            max_task_retries=_MAX_FAILURES,
+            scheduling_strategy=here,
+        )
+        .remote(settings)
+    )
+    try:
+        yield lambda *arguments: _future(actor.fit.remote(*arguments))
+    finally:
+        ray.kill(actor)
+
+
+def _future(reference: Any) -> Future[None]:
+    """Ends when a remote call does, and with the very error that ended it."""
+    future: Future[None] = Future()
+
+    def end(ended: Future[None]) -> None:
+        error = ended.exception()
+        if error is None:
+            future.set_result(None)
+        else:
+            future.set_exception(cause_of(error))
+
+    reference.future().add_done_callback(end)
+    return future
+
+
+def _fit(needs: dict[str, float], loop: Loop, state: Place) -> None:
     trainer = ray.train.torch.TorchTrainer(
         loop.function,
         train_loop_config=loop.config,

@@ -23,12 +23,21 @@ PATIENCE = 240.0
 """Seconds after which a test gives up waiting."""
 
 
+# whoever starts the tests in the background may have Ctrl-C ignored, and its children with it
+_PROGRAM = """
+import signal
+signal.signal(signal.SIGINT, signal.default_int_handler)
+from lltopo.cli import main
+main()
+"""
+
+
 def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """``lltopo`` with these arguments, its output going to ``log``."""
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "COLUMNS": "200"}
     with log.open("ab") as output:
         return subprocess.Popen(
-            [sys.executable, "-c", "from lltopo.cli import main; main()", *arguments],
+            [sys.executable, "-c", _PROGRAM, *arguments],
             stdout=output,
             stderr=output,
             env=environment,

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import threading
+import time
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 import yaml
@@ -18,10 +22,10 @@ from lltopo import fanout, stages, training
 from lltopo.checkpoints import bare, checkpoint_file, read_checkpoint
 from lltopo.data import load_data
 from lltopo.errors import InputError
-from lltopo.fanout import Need, fan_out
+from lltopo.fanout import Need, fan_out, ray_session
 from lltopo.loop import Worker, initial_state, recorded_losses, resident, set_up_torch
 from lltopo.session import Session
-from lltopo.storage import place
+from lltopo.storage import Place, place
 from lltopo.study import run_digest
 from lltopo.study_files import read_study, resolved_study
 from lltopo.tables import Field, read_losses
@@ -162,23 +166,87 @@ def test_model_that_does_not_fit_ends_with_status_2(tmp_path: Path) -> None:
     assert "Traceback" not in printed
 
 
-@pytest.mark.parametrize("n_cpus", [1, 2])
-def test_runs_train_side_by_side_where_they_fit(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, n_cpus: int
-) -> None:
-    meeting = threading.Barrier(2)
+# -- the trainers, in a process apart --
 
-    def fit(*_: Any) -> None:
-        meeting.wait(timeout=20 if n_cpus == 2 else 1)
 
-    monkeypatch.setattr(training, "_fit", fit)
+@pytest.fixture(scope="module")
+def ray_here() -> Iterator[None]:
+    # where the workers find the class below
+    with ray_session(2, 100, {"PYTHONPATH": str(Path(__file__).parent)}):
+        yield
+
+
+class Meeting(training._Trainers):
+    """Each trainer waits until a second one has begun."""
+
+    def fit(self, needs: dict[str, float], loop: training.Loop, state: Place) -> None:
+        if loop.name == "wrong":
+            raise InputError("wrong: is refused.")
+        begun = Path(state.path)
+        (begun / f"{loop.name}.{os.getpid()}").touch()
+        while len(list(begun.iterdir())) < 2:
+            time.sleep(0.01)
+
+
+@contextmanager
+def meeting(
+    monkeypatch: pytest.MonkeyPatch, state: Path, n_cpus: int, *names: str
+) -> Iterator[Mapping[str, Future[None]]]:
+    monkeypatch.setattr(training, "_Trainers", Meeting)
     monkeypatch.setattr(fanout, "_nodes", lambda: [{"CPU": n_cpus}])
-    runs = {name: {"training": {"workers": 1}} for name in "ab"}
+    runs = {name: {"training": {"workers": 1}} for name in names}
     study = resolved_study({**STUDY, "runs": runs}, "test")
-    with training.training_runs(study, place(tmp_path), [*runs], place(tmp_path)) as futures:
-        met = [future.exception() is None for future in futures.values()]
-    # one that waits in vain for the other gives up
-    assert met == [n_cpus == 2] * 2
+    with training.training_runs(study, place(state), [*runs], place(state)) as futures:
+        yield futures
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_runs_train_side_by_side_where_they_fit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with meeting(monkeypatch, tmp_path, 2, "a", "b") as futures:
+        assert [future.result(60) for future in futures.values()] == [None, None]
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_what_is_left_in_the_middle_ends_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with suppress(KeyboardInterrupt), meeting(monkeypatch, tmp_path, 1, "a", "b") as futures:
+        process = at_work(tmp_path, futures)
+        raise KeyboardInterrupt
+    process.wait(10)
+    assert len(list(tmp_path.iterdir())) == 1, "there was no room for both"
+    # the interpreter would wait for such a thread
+    assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_trainers_that_are_killed_begin_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with meeting(monkeypatch, tmp_path, 1, "a") as futures:
+        at_work(tmp_path, futures).kill()
+        assert futures["a"].result(60) is None
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_what_a_run_failed_of_comes_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with meeting(monkeypatch, tmp_path, 1, "wrong") as futures:
+        error = futures["wrong"].exception(60)
+    assert type(error) is InputError
+    assert str(error) == "wrong: is refused."
+
+
+def at_work(state: Path, futures: Mapping[str, Future[None]]) -> psutil.Process:
+    """The process in which the first trainer is at work."""
+    while not list(state.iterdir()):
+        assert not any(future.done() for future in futures.values())
+        time.sleep(0.01)
+    [begun] = state.iterdir()
+    return psutil.Process(int(begun.suffix[1:]))
 
 
 # -- what a worker takes of the cluster --
