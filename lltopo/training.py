@@ -149,12 +149,33 @@ class _Trainers:
         os.environ.update(environment)
 
     def fit(self, needs: dict[str, float], loop: Loop, state: Place) -> None:
-        _fit(needs, loop, state)
+        """Have as many workers as a loop wants, each with these needs, do it to its end."""
+        trainer = ray.train.torch.TorchTrainer(
+            loop.function,
+            train_loop_config=loop.config,
+            torch_config=_Unconnected(),
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=loop.n_workers,  # type: ignore[arg-type]
+                use_gpu="GPU" in needs,
+                resources_per_worker=needs,
+            ),
+            run_config=ray.train.RunConfig(
+                # never a name that Train has seen: it would go on from its notes, not from ours
+                name=f"{loop.name}-{uuid.uuid4().hex[:8]}",
+                storage_path=state.path,
+                storage_filesystem=state.filesystem,
+                failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
+            ),
+        )
+        try:
+            trainer.fit()
+        except ray.train.WorkerGroupError as error:
+            raise _told_failure(error.worker_failures.values()) from error
 
 
 @contextmanager
 def _trainers(n_together: int) -> Iterator[Callable[[dict[str, float], Loop, Place], Future[None]]]:
-    """`_fit` in the background, so many at once, all of it ended when the block is left."""
+    """Trainers in the background, so many at once; what is at work when the block is left ends."""
     # where the folder for Train's notes lies
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     settings = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
@@ -188,30 +209,6 @@ def _future(reference: Any) -> Future[None]:
 
     reference.future().add_done_callback(end)
     return future
-
-
-def _fit(needs: dict[str, float], loop: Loop, state: Place) -> None:
-    trainer = ray.train.torch.TorchTrainer(
-        loop.function,
-        train_loop_config=loop.config,
-        torch_config=_Unconnected(),
-        scaling_config=ray.train.ScalingConfig(
-            num_workers=loop.n_workers,  # type: ignore[arg-type]
-            use_gpu="GPU" in needs,
-            resources_per_worker=needs,
-        ),
-        run_config=ray.train.RunConfig(
-            # never a name that Train has seen: it would go on from its notes, not from ours
-            name=f"{loop.name}-{uuid.uuid4().hex[:8]}",
-            storage_path=state.path,
-            storage_filesystem=state.filesystem,
-            failure_config=ray.train.FailureConfig(max_failures=_MAX_FAILURES),
-        ),
-    )
-    try:
-        trainer.fit()
-    except ray.train.WorkerGroupError as error:
-        raise _told_failure(error.worker_failures.values()) from error
 
 
 def _told_failure(causes: Iterable[BaseException]) -> Exception:
