@@ -88,6 +88,11 @@ def delays() -> Iterator[float]:
         longest = min(2.0 * longest, _LONGEST_DELAY)
 
 
+def told_error(error: BaseException) -> str:
+    """Return an error's name and text, on one line."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"
+
+
 def first_line(error: BaseException) -> str:
     """Return an error's first line, or its name where it says nothing."""
     return (str(error).splitlines() or [type(error).__name__])[0]

@@ -22,6 +22,7 @@ from lltopo.diagrams import total_persistence
 from lltopo.driver_folders import temporary_folder
 from lltopo.errors import InputError
 from lltopo.fanout import Call, fan_out
+from lltopo.faults import told_error
 from lltopo.jump_files import (
     Row,
     Trajectory,
@@ -225,7 +226,7 @@ def _sampled(session: Session, pending: Sequence[Trajectory]) -> list[str]:
     error = future.exception()
     if isinstance(error, InputError):
         raise error
-    return [f"run {run}: jump failed: {type(error).__name__}: {error}"] if error else []
+    return [f"run {run}: jump failed: {told_error(error)}"] if error else []
 
 
 def _with_tables(

@@ -18,6 +18,7 @@ from lltopo.data import load_data
 from lltopo.driver_folders import temporary_folder
 from lltopo.errors import InputError
 from lltopo.fanout import Call, fan_out, shared
+from lltopo.faults import told_error
 from lltopo.graph_files import MadeGraph
 from lltopo.graphs import check_k, check_same_data, known_graphs, study_splits, write_new_graph
 from lltopo.ingestion import given_fields, losses_folder, record_given_losses
@@ -234,7 +235,7 @@ def _training_problems(session: Session, futures: Futures, seen: Recorded) -> li
         if isinstance(error, InputError):
             raise error
         if error is not None:
-            problems.append(f"run {run}: training failed: {type(error).__name__}: {error}")
+            problems.append(f"run {run}: training failed: {told_error(error)}")
         elif unseen := _epochs(session.study, run) - seen.get(run, set()):
             problems.append(
                 f"run {run}: was trained, but {len(unseen)} of its epochs, {min(unseen)} the first "

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _MAX_FAILURES = 3
 _GATHERING = timedelta(minutes=5)
+_TRAIN_SETTINGS = ("RAY_TRAIN_", "RAY_CHDIR_TO_TRIAL_DIR")  # of Train, in the environment
 
 
 class _Unconnected(ray.train.torch.TorchConfig):
@@ -145,9 +146,6 @@ def _worker_needs(study: Study) -> dict[str, float]:
 class _Trainers:
     """Trainers at work in the threads of an actor, whose end is theirs and their workers'."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        os.environ.update(environment)
-
     def fit(self, needs: dict[str, float], loop: Loop, state: Place) -> None:
         """Have as many workers as a loop wants, each with these needs, do it to its end."""
         trainer = ray.train.torch.TorchTrainer(
@@ -178,17 +176,18 @@ def _trainers(n_together: int) -> Iterator[Callable[[dict[str, float], Loop, Pla
     """Trainers in the background, so many at once; what is at work when the block is left ends."""
     # where the folder for Train's notes lies
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    settings = {name: value for name, value in os.environ.items() if name.startswith("RAY_TRAIN_")}
+    names = [name for name in os.environ if name.startswith(_TRAIN_SETTINGS)]
+    # never restarted: what Ray may restart it kills first where memory runs out, and the places of
+    # trainers that are lost with it would stay taken
     actor: Any = (
         ray.remote(_Trainers)
         .options(
             num_cpus=0,
             max_concurrency=n_together,
-            max_restarts=_MAX_FAILURES,
-            max_task_retries=_MAX_FAILURES,
             scheduling_strategy=here,
+            runtime_env={"env_vars": {name: os.environ[name] for name in names}},
         )
-        .remote(settings)
+        .remote()
     )
     try:
         yield lambda *arguments: _future(actor.fit.remote(*arguments))
@@ -200,6 +199,7 @@ def _future(reference: Any) -> Future[None]:
     """Ends when a remote call does, and with the very error that ended it."""
     future: Future[None] = Future()
 
+    # called by a thread of Ray's own, which must not be made to wait for Ray
     def end(ended: Future[None]) -> None:
         error = ended.exception()
         if error is None:

@@ -22,27 +22,31 @@ DEAD = f"{own_mark().rpartition('-')[0]}-{2**22 + 1}"
 PATIENCE = 240.0
 """Seconds after which a test gives up waiting."""
 
-
-# whoever starts the tests in the background may have Ctrl-C ignored, and its children with it
-_PROGRAM = """
-import signal
-signal.signal(signal.SIGINT, signal.default_int_handler)
-from lltopo.cli import main
-main()
-"""
+_started: list[subprocess.Popen[bytes]] = []
 
 
 def start(arguments: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
     """``lltopo`` with these arguments, its output going to ``log``."""
+    _started[:] = [process for process in _started if process.poll() is None]
     environment = {**os.environ, "RAY_AUTH_MODE": "disabled", "COLUMNS": "200"}
     with log.open("ab") as output:
-        return subprocess.Popen(
-            [sys.executable, "-c", _PROGRAM, *arguments],
+        process = subprocess.Popen(
+            [sys.executable, "-c", "from lltopo.cli import main; main()", *arguments],
             stdout=output,
             stderr=output,
             env=environment,
             start_new_session=True,
         )
+    _started.append(process)
+    return process
+
+
+def kill_left() -> None:
+    """Kill what a test that failed has left running: it would make the next one fail, too."""
+    while _started:
+        process = _started.pop()
+        if process.poll() is None:
+            kill_driver(process)
 
 
 def finish(process: subprocess.Popen[bytes], log: Path, status: int = 0) -> None:

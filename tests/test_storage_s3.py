@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import resource
 import subprocess
@@ -10,6 +11,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -323,10 +325,10 @@ def test_a_study_in_a_store_keeps_the_secrets_of_its_environment(
 def _files(folder: Path) -> Mapping[str, bytes]:
     """The content of a folder's regular files, as far as they stay to be read."""
     content = {}
-    for path in folder.rglob("*"):
-        try:
-            if path.is_file() and not path.is_symlink():
-                content[str(path)] = path.read_bytes()
-        except OSError:
-            continue
+    # which leaves out a folder that goes while it is read; Path.rglob does not
+    for parent, _, names in os.walk(folder):
+        for path in (Path(parent) / name for name in names):
+            with suppress(OSError):
+                if path.is_file() and not path.is_symlink():
+                    content[str(path)] = path.read_bytes()
     return content

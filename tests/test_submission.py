@@ -208,7 +208,8 @@ def test_two_at_once_start_one_job(
 
 def packed(folder: Path, tmp_path: Path, *excludes: str) -> dict[str, int]:
     """What Ray would upload of a folder: the size of each file."""
-    archive = tmp_path / f"{folder.name}.zip"
+    # a checkout may have the package's own name
+    archive = tmp_path / f"{len(list(tmp_path.iterdir()))}.zip"
     create_package(str(folder), archive, include_gitignore=True, excludes=list(excludes))
     with ZipFile(archive) as zipped:
         return {info.filename: info.file_size for info in zipped.infolist()}

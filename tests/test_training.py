@@ -6,7 +6,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -181,7 +181,7 @@ class Meeting(training._Trainers):
 
     def fit(self, needs: dict[str, float], loop: training.Loop, state: Place) -> None:
         if loop.name == "wrong":
-            raise InputError("wrong: is refused.")
+            raise InputError(f"wrong: {os.environ['RAY_TRAIN_OF_A_TEST']} is refused.")
         begun = Path(state.path)
         (begun / f"{loop.name}.{os.getpid()}").touch()
         while len(list(begun.iterdir())) < 2:
@@ -214,30 +214,37 @@ def test_what_is_left_in_the_middle_ends_at_once(
 ) -> None:
     with suppress(KeyboardInterrupt), meeting(monkeypatch, tmp_path, 1, "a", "b") as futures:
         process = at_work(tmp_path, futures)
+        assert not wait(futures.values(), 1).done, "there was no room for both"
         raise KeyboardInterrupt
     process.wait(10)
-    assert len(list(tmp_path.iterdir())) == 1, "there was no room for both"
     # the interpreter would wait for such a thread
     assert [t for t in threading.enumerate() if not t.daemon] == [threading.main_thread()]
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_trainers_that_are_killed_begin_again(
+def test_trainers_that_are_killed_are_told_of_in_a_line_each(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with meeting(monkeypatch, tmp_path, 1, "a") as futures:
         at_work(tmp_path, futures).kill()
-        assert futures["a"].result(60) is None
+        wait(futures.values(), 60)
+    study = resolved_study({**STUDY, "runs": {"a": {}}}, "test")
+    session = Session(study, place(tmp_path), lambda *_: None)
+    [problem] = stages._training_problems(session, futures, {})
+    assert problem.startswith("run a: training failed: ActorDiedError: ")
+    assert "\n" not in problem
 
 
 @pytest.mark.usefixtures("ray_here")
 def test_what_a_run_failed_of_comes_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Train's own settings are those of the driver
+    monkeypatch.setenv("RAY_TRAIN_OF_A_TEST", "this")
     with meeting(monkeypatch, tmp_path, 1, "wrong") as futures:
         error = futures["wrong"].exception(60)
     assert type(error) is InputError
-    assert str(error) == "wrong: is refused."
+    assert str(error) == "wrong: this is refused."
 
 
 def at_work(state: Path, futures: Mapping[str, Future[None]]) -> psutil.Process:
