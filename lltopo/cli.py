@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 import signal
@@ -207,6 +208,8 @@ app.add_typer(job_commands)
 def main() -> NoReturn:
     """Run the command line and end the process with its exit status."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    # said of every study on few cores, and read by Ray as soon as it is imported
+    os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started")
     try:
         status = app(standalone_mode=False)
     except InputError as error:

@@ -76,6 +76,8 @@ def ray_session(
     quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TRAIN_ENABLE_PRINT_PATCH": "0"}
     # numba cannot compile another print than Python's
     quiet["RAY_TQDM_PATCH_PRINT"] = "0"
+    # a process more for each run, which tells its workers of a node that will go: ours do not ask
+    quiet["RAY_TRAIN_ENABLE_PREEMPTION_WATCHER"] = "0"
     # how soon Train notices a lost worker
     quiet["RAY_TRAIN_HEALTH_CHECK_INTERVAL_S"] = "0.2"
     for name, value in quiet.items():

@@ -117,6 +117,7 @@ def test_study_runs_side_by_side_with_its_analysis(undisturbed: Path) -> None:
     assert len(series) == 2 * 2 * 2 * (EPOCHS + 1) * 2
     assert {row["status"] for row in series} == {"ok"}
     assert {row["wasserstein"] for row in series if row["epoch"] == EPOCHS} == {0.0}
+    assert "raylet" not in (undisturbed.parent / "undisturbed.log").read_text()
     assert (undisturbed / "report.html").stat().st_size > 10_000
 
 

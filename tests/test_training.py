@@ -201,11 +201,16 @@ def meeting(
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_runs_train_side_by_side_where_they_fit(
+def test_runs_train_side_by_side_and_what_one_failed_of_comes_as_it_was(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    with meeting(monkeypatch, tmp_path, 2, "a", "b") as futures:
-        assert [future.result(60) for future in futures.values()] == [None, None]
+    # Train's own settings are those of the driver
+    monkeypatch.setenv("RAY_TRAIN_OF_A_TEST", "this")
+    with meeting(monkeypatch, tmp_path, 2, "a", "wrong", "b") as futures:
+        error = futures["wrong"].exception(60)
+        assert [futures[name].result(60) for name in "ab"] == [None, None]
+    assert type(error) is InputError
+    assert str(error) == "wrong: this is refused."
 
 
 @pytest.mark.usefixtures("ray_here")
@@ -233,18 +238,6 @@ def test_trainers_that_are_killed_are_told_of_in_a_line_each(
     [problem] = stages._training_problems(session, futures, {})
     assert problem.startswith("run a: training failed: ActorDiedError: ")
     assert "\n" not in problem
-
-
-@pytest.mark.usefixtures("ray_here")
-def test_what_a_run_failed_of_comes_as_it_was(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    # Train's own settings are those of the driver
-    monkeypatch.setenv("RAY_TRAIN_OF_A_TEST", "this")
-    with meeting(monkeypatch, tmp_path, 1, "wrong") as futures:
-        error = futures["wrong"].exception(60)
-    assert type(error) is InputError
-    assert str(error) == "wrong: this is refused."
 
 
 def at_work(state: Path, futures: Mapping[str, Future[None]]) -> psutil.Process:
