@@ -130,6 +130,7 @@ def test_rerun_of_a_finished_study_changes_no_file(study: Path, undisturbed: Pat
 
 
 @pytest.mark.cluster
+@pytest.mark.timeout(600)  # four starts of Ray, and perhaps the undisturbed study, too
 def test_interrupted_killed_and_wounded_study_ends_the_same(study: Path, undisturbed: Path) -> None:
     out, log = study.parent / "disturbed", study.parent / "disturbed.log"
     command = ["run", str(study), "--out", str(out)]
